@@ -1,0 +1,1 @@
+//! On-disk format, version 1: see docs/FORMAT.md.

@@ -1,0 +1,11 @@
+//! The on-disk format and the engine of Writeboost, a log-structured SSD write cache.
+//!
+//! `docs/ARCHITECTURE.md` is the map of this crate, `docs/FORMAT.md` the specification of what it writes.
+//! Clock, randomness and threads enter through [`env::Env`] alone; the lints in `clippy.toml` hold that.
+
+pub mod env;
+pub mod format;
+pub mod io;
+pub mod types;
+
+pub use types::*;
