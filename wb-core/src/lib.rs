@@ -6,6 +6,7 @@
 pub mod env;
 pub mod format;
 pub mod io;
+pub mod service;
 pub mod types;
 
 pub use types::*;
