@@ -6,6 +6,7 @@
 pub mod env;
 pub mod format;
 pub mod io;
+pub mod log;
 pub mod service;
 pub mod types;
 

@@ -1,0 +1,460 @@
+//! The walk over the log at start-up and in `wb-check`: what is in the log, what is durable, where it ends.
+//!
+//! 1. Walk the ring from the log tail: a summary is taken if the chain runs through it, else the segment's headers are
+//!    read one after the other. The walk ends at the first place where the chain does not go on.
+//! 2. Look behind the end: every self-valid header there that the current epoch allows says how much was durable when
+//!    it was sealed. D is the maximum over these, everything walked and the anchors.
+//! 3. If D lies beyond the end, something durable is missing: **corruption**, nothing is cut.
+//! 4. Else the records > D are read whole and their payload CRCs checked. The first failure is a **torn tail**: the log
+//!    ends before it.
+//!
+//! Summaries are read in ring order with a deep queue; memory is bounded by the records beyond D.
+
+use super::chain::{Broken, Chain, ScannedRecord, records_of_summary};
+use crate::format::{Anchor, BadSegments, FormatError, RecordHeader, SegmentSummary, Superblock, crc32c};
+use crate::io::{Buf, Disk, IoError};
+use crate::types::*;
+use futures_util::{StreamExt, stream};
+
+/// Reads in flight while summaries are read.
+const QUEUE_DEPTH: usize = 64;
+/// How many segments without any evidence end the search behind the end of the log. Everything ≤ D was durable, so
+/// evidence for a damaged record lies right behind it; the margin covers damage of this many segments in a row.
+const GAP_SEGMENTS_MAX: usize = 256;
+
+/// A segment of the live log with the records that count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScannedSegment {
+    /// The segment.
+    pub segment: SegmentNo,
+    /// Its records in order; at least one.
+    pub records: Vec<ScannedRecord>,
+    /// True if they came from its summary: the segment is closed.
+    pub from_summary: bool,
+    /// Chain value of the record before the first.
+    pub previous_crc: u32,
+    /// First record of the epoch of the first.
+    pub first_epoch_start: Seq,
+}
+
+/// Where and why the log was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The record that is missing or torn.
+    pub at: Seq,
+    /// Where it would be.
+    pub segment: SegmentNo,
+    /// Block within the segment.
+    pub offset_blocks: u32,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Complete records at or behind the cut that do not count.
+    pub dropped_records: u64,
+}
+
+/// What the walk found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogScan {
+    /// D, as far as the media prove it.
+    pub durable: Seq,
+    /// The newest record that counts.
+    pub head: Seq,
+    /// Chain value of it.
+    pub head_chain_crc: u32,
+    /// Where the next record goes: segment and block. The block may be at the segment's end.
+    pub next: (SegmentNo, u32),
+    /// Records that count.
+    pub records: u64,
+    /// Segments that hold them.
+    pub segments: u32,
+    /// Present if something was cut.
+    pub torn: Option<TornTail>,
+    /// True if the anchor's clean mark holds: nothing was written after it.
+    pub clean: bool,
+}
+
+/// Why the walk cannot say how the log ends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    /// Reading failed.
+    #[error("reading the cache device at offset {offset} failed: {error}")]
+    Io {
+        /// Where.
+        offset: u64,
+        /// How.
+        error: IoError,
+    },
+    /// A durable record is damaged or missing.
+    #[error(
+        "record {at} (segment {segment}, block {offset_blocks}) is damaged though everything up to record {durable} \
+         was durable: {reason}"
+    )]
+    Corrupt {
+        /// The record.
+        at: Seq,
+        /// Where it should be.
+        segment: SegmentNo,
+        /// Block within the segment.
+        offset_blocks: u32,
+        /// D.
+        durable: Seq,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Reads a range of a device into a new buffer.
+pub async fn read_range<D: Disk>(disk: &D, offset: ByteOffset, len: usize) -> Result<Buf, ScanError> {
+    let (result, buf) = disk.read(offset.0, Buf::unpooled(len)).await;
+    result.map(|()| buf).map_err(|error| ScanError::Io { offset: offset.0, error })
+}
+
+/// The self-valid header at a block of a segment that was read whole.
+pub fn header_at(
+    bytes: &[u8],
+    superblock: &Superblock,
+    segment: SegmentNo,
+    offset_blocks: u32,
+) -> Result<RecordHeader, FormatError> {
+    let block = &bytes[offset_blocks as usize * BLOCK_BYTES..][..BLOCK_BYTES];
+    RecordHeader::decode(block, &superblock.geometry, segment, offset_blocks, superblock.uuid, superblock.secret)
+}
+
+/// Whether every payload of a record in a segment that was read whole has its CRC. Gives the first block that has not.
+pub fn first_bad_payload(bytes: &[u8], record: &ScannedRecord) -> Option<u32> {
+    record.entries_with_blocks().find_map(|(entry, block)| {
+        let block = block?;
+        let payload = &bytes[block as usize * BLOCK_BYTES..][..BLOCK_BYTES];
+        let counts = !entry.mask.is_empty();
+        (counts && crc32c(payload) != entry.crc).then_some(block)
+    })
+}
+
+struct Walk<'a, D: Disk> {
+    disk: &'a D,
+    superblock: &'a Superblock,
+    anchor: &'a Anchor,
+    bad: &'a BadSegments,
+    chain: Chain,
+    durable: Seq,
+    /// Segments whose records are not yet known to be ≤ D.
+    pending: std::collections::VecDeque<ScannedSegment>,
+    next: (SegmentNo, u32),
+    records: u64,
+    segments: u32,
+    /// Chain value of the last record that was handed over.
+    kept_crc: u32,
+    /// Why the chain does not go on at `next`.
+    reason: String,
+}
+
+/// Walks the log. `sink` gets every segment of it in log order, with the records that count.
+///
+/// `durable_hint` is D as known from elsewhere (both anchors; the caller passes their maximum).
+pub async fn scan<D: Disk>(
+    disk: &D,
+    superblock: &Superblock,
+    anchor: &Anchor,
+    bad: &BadSegments,
+    durable_hint: Seq,
+    mut sink: impl FnMut(ScannedSegment),
+) -> Result<LogScan, ScanError> {
+    let mut walk = Walk {
+        disk,
+        superblock,
+        anchor,
+        bad,
+        chain: Chain::new(anchor),
+        durable: anchor.durable.max(durable_hint),
+        pending: Default::default(),
+        next: (anchor.log_tail_segment, 0),
+        records: 0,
+        segments: 0,
+        kept_crc: 0,
+        reason: "nothing was written there".into(),
+    };
+    let walked = walk.walk_ring(&mut sink).await?;
+    let behind = walk.look_behind(walked).await?;
+    if walk.durable > walk.chain.head() {
+        let (segment, offset_blocks) = walk.next;
+        return Err(ScanError::Corrupt {
+            at: walk.chain.next_seq(),
+            segment,
+            offset_blocks,
+            durable: walk.durable,
+            reason: walk.reason,
+        });
+    }
+    let mut torn = (behind > 0).then(|| walk.torn_here(walk.chain.next_seq(), behind));
+    if let Some(at) = walk.verify_tail(&mut sink, behind).await? {
+        torn = Some(at);
+    }
+    let head = torn_at(&torn).map_or(walk.chain.head(), |at| Seq(at.0 - 1));
+    Ok(LogScan {
+        durable: walk.durable,
+        head,
+        head_chain_crc: walk.kept_crc,
+        next: walk.next,
+        records: walk.records,
+        segments: walk.segments,
+        clean: torn.is_none() && anchor.clean.is_some_and(|mark| mark.head == head),
+        torn,
+    })
+}
+
+fn torn_at(torn: &Option<TornTail>) -> Option<Seq> {
+    torn.as_ref().map(|torn| torn.at)
+}
+
+impl<D: Disk> Walk<'_, D> {
+    fn torn_here(&self, at: Seq, dropped_records: u64) -> TornTail {
+        let (segment, offset_blocks) = self.next;
+        TornTail { at, segment, offset_blocks, reason: self.reason.clone(), dropped_records }
+    }
+
+    /// Step 1. Gives the number of ring positions, from the log tail, that the walk has looked at and left behind.
+    async fn walk_ring(&mut self, sink: &mut impl FnMut(ScannedSegment)) -> Result<u32, ScanError> {
+        let geometry = &self.superblock.geometry;
+        let ring: Vec<SegmentNo> = ring_from(self.anchor.log_tail_segment, geometry.segments).collect();
+        let (disk, superblock) = (self.disk, self.superblock);
+        let mut summaries = stream::iter(ring.iter().copied())
+            .map(|segment| read_summary(disk, superblock, segment))
+            .buffered(QUEUE_DEPTH);
+        let mut position = 0;
+        while let Some(summary) = summaries.next().await {
+            let segment = ring[position as usize];
+            let found = match summary {
+                Ok(summary) if self.chain.accept_summary(&summary).is_ok() => {
+                    self.durable = self.durable.max(summary.durable);
+                    self.next = (geometry.next_segment(segment), 0);
+                    let (previous_crc, first_epoch_start) = (summary.previous_crc, summary.first_epoch_start);
+                    let records = records_of_summary(summary);
+                    Some(ScannedSegment { segment, records, from_summary: true, previous_crc, first_epoch_start })
+                }
+                _ => self.walk_headers(segment).await?,
+            };
+            match found {
+                Some(found) => self.pending.push_back(found),
+                None if self.bad.is_bad(segment) => {}
+                None => break,
+            }
+            position += 1;
+            self.release(sink);
+        }
+        Ok(position)
+    }
+
+    /// Walks the headers of a segment from its first block.
+    async fn walk_headers(&mut self, segment: SegmentNo) -> Result<Option<ScannedSegment>, ScanError> {
+        let geometry = self.superblock.geometry;
+        // The first header alone tells most of the segments that are not part of the log.
+        let first = read_range(self.disk, geometry.segment_offset(segment), BLOCK_BYTES).await?;
+        let probe = header_at(&first, self.superblock, segment, 0);
+        let (previous_crc, first_epoch_start) = match self.try_accept(probe, true) {
+            Ok(header) => (header.previous_crc, header.epoch_start),
+            Err(reason) => {
+                self.reason = reason;
+                return Ok(None);
+            }
+        };
+        let bytes = read_range(self.disk, geometry.segment_offset(segment), geometry.segment_bytes as usize).await?;
+        let mut records: Vec<ScannedRecord> = Vec::new();
+        let mut offset = 0;
+        while offset < geometry.record_blocks() {
+            let header = header_at(&bytes, self.superblock, segment, offset);
+            match self.try_accept(header, false) {
+                Ok(header) => {
+                    let record = ScannedRecord::from(header);
+                    offset = record.end_blocks();
+                    records.push(record);
+                }
+                Err(reason) => {
+                    self.reason = reason;
+                    break;
+                }
+            }
+        }
+        if records.is_empty() {
+            return Ok(None);
+        }
+        self.next = (segment, offset);
+        Ok(Some(ScannedSegment { segment, records, from_summary: false, previous_crc, first_epoch_start }))
+    }
+
+    fn try_accept(
+        &mut self,
+        header: Result<RecordHeader, FormatError>,
+        only_probe: bool,
+    ) -> Result<RecordHeader, String> {
+        let header = header.map_err(|error| error.to_string())?;
+        let mut chain = self.chain.clone();
+        chain.accept(&header).map_err(|broken: Broken| broken.to_string())?;
+        if !only_probe {
+            self.chain = chain;
+            self.durable = self.durable.max(header.durable);
+        }
+        Ok(header)
+    }
+
+    /// Hands over what is known to be ≤ D.
+    fn release(&mut self, sink: &mut impl FnMut(ScannedSegment)) {
+        while self.pending.front().is_some_and(|first| last_seq(first) <= self.durable) {
+            let segment = self.pending.pop_front().expect("front exists");
+            self.count(&segment);
+            sink(segment);
+        }
+    }
+
+    fn count(&mut self, segment: &ScannedSegment) {
+        self.records += segment.records.len() as u64;
+        self.segments += 1;
+        self.kept_crc = segment.records.last().expect("a segment of the log has records").chain_crc;
+    }
+
+    /// Step 2. Counts the complete records behind the end and raises D by what they say.
+    async fn look_behind(&mut self, walked: u32) -> Result<u64, ScanError> {
+        let geometry = self.superblock.geometry;
+        let mut behind = 0;
+        // The rest of the segment in which the log ends, if it ends within one.
+        let (segment, offset) = self.next;
+        if offset > 0 && offset < geometry.record_blocks() {
+            behind += self.look_into(segment, offset).await?;
+        }
+        let rest: Vec<SegmentNo> =
+            ring_from(self.anchor.log_tail_segment, geometry.segments).skip(walked as usize).collect();
+        // The segment at the break is searched whole: its first header may be the one that has rotted.
+        let Some((first, rest)) = rest.split_first() else { return Ok(behind) };
+        behind += self.look_into(*first, 0).await?;
+        let mut without = 0;
+        for some in rest.chunks(QUEUE_DEPTH) {
+            let this = &*self;
+            let found: Vec<Result<bool, ScanError>> = stream::iter(some.iter().copied())
+                .map(|segment| this.begins_with_evidence(segment))
+                .buffered(QUEUE_DEPTH)
+                .collect()
+                .await;
+            for (segment, evidence) in some.iter().zip(found) {
+                if evidence? {
+                    behind += self.look_into(*segment, 0).await?;
+                    without = 0;
+                } else {
+                    without += 1;
+                }
+            }
+            if without > GAP_SEGMENTS_MAX {
+                break;
+            }
+        }
+        Ok(behind)
+    }
+
+    async fn begins_with_evidence(&self, segment: SegmentNo) -> Result<bool, ScanError> {
+        let geometry = &self.superblock.geometry;
+        let summary = read_summary(self.disk, self.superblock, segment).await;
+        let by_summary = summary.is_ok_and(|summary| {
+            let last = &summary.records[summary.records.len() - 1];
+            last.seq >= self.chain.next_seq() && self.is_evidence(last.epoch, last.seq)
+        });
+        if by_summary {
+            return Ok(true);
+        }
+        let first = read_range(self.disk, geometry.segment_offset(segment), BLOCK_BYTES).await?;
+        let header = header_at(&first, self.superblock, segment, 0);
+        Ok(header.is_ok_and(|header| self.is_evidence(header.epoch, header.last_seq())))
+    }
+
+    /// A record behind the end counts as evidence if its epoch is the current one (or a later one, which would mean that
+    /// both anchors are stale) and its number lies beyond the end.
+    fn is_evidence(&self, epoch: Epoch, seq: Seq) -> bool {
+        seq >= self.chain.next_seq() && (epoch >= self.anchor.epoch || seq < self.anchor.epoch_start)
+    }
+
+    async fn look_into(&mut self, segment: SegmentNo, from_blocks: u32) -> Result<u64, ScanError> {
+        let geometry = self.superblock.geometry;
+        let bytes = read_range(self.disk, geometry.segment_offset(segment), geometry.segment_bytes as usize).await?;
+        let mut found = 0;
+        for offset in from_blocks..geometry.record_blocks() {
+            let Ok(header) = header_at(&bytes, self.superblock, segment, offset) else { continue };
+            if !self.is_evidence(header.epoch, header.last_seq()) {
+                continue;
+            }
+            self.durable = self.durable.max(header.durable);
+            if header.epoch > self.anchor.epoch {
+                // An epoch is anchored in both slots before its first record is written.
+                self.durable = self.durable.max(header.last_seq());
+                self.reason = format!("record {} is of epoch {}, which no anchor knows", header.seq, header.epoch);
+            }
+            found += 1;
+        }
+        Ok(found)
+    }
+
+    /// Step 4. Reads what is > D whole and cuts at the first record that is not complete.
+    async fn verify_tail(
+        &mut self,
+        sink: &mut impl FnMut(ScannedSegment),
+        behind: u64,
+    ) -> Result<Option<TornTail>, ScanError> {
+        self.release(sink);
+        let geometry = self.superblock.geometry;
+        let pending = std::mem::take(&mut self.pending);
+        let total: u64 = pending.iter().map(|segment| segment.records.len() as u64).sum();
+        let mut kept = 0;
+        for mut segment in pending {
+            let offset = geometry.segment_offset(segment.segment);
+            let bytes = read_range(self.disk, offset, geometry.segment_bytes as usize).await?;
+            let bad = segment.records.iter().position(|record| {
+                record.last_seq() > self.durable && self.incomplete(&bytes, segment.segment, record).is_some()
+            });
+            let Some(bad) = bad else {
+                kept += segment.records.len() as u64;
+                self.count(&segment);
+                sink(segment);
+                continue;
+            };
+            let torn = segment.records[bad].clone();
+            self.reason = self.incomplete(&bytes, segment.segment, &torn).expect("it was incomplete");
+            segment.records.truncate(bad);
+            segment.from_summary = false;
+            kept += bad as u64;
+            self.next = (segment.segment, torn.offset_blocks);
+            if !segment.records.is_empty() {
+                self.count(&segment);
+                sink(segment);
+            }
+            return Ok(Some(self.torn_here(torn.seq, total - kept - 1 + behind)));
+        }
+        Ok(None)
+    }
+
+    fn incomplete(&self, bytes: &[u8], segment: SegmentNo, record: &ScannedRecord) -> Option<String> {
+        match header_at(bytes, self.superblock, segment, record.offset_blocks) {
+            Ok(header) if header.seq == record.seq && header.chain_crc == record.chain_crc => {
+                first_bad_payload(bytes, record).map(|block| format!("its payload at block {block} fails its checksum"))
+            }
+            Ok(header) => Some(format!("its header is that of record {}", header.seq)),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+}
+
+fn last_seq(segment: &ScannedSegment) -> Seq {
+    segment.records.last().expect("a segment of the log has records").last_seq()
+}
+
+fn ring_from(first: SegmentNo, segments: u32) -> impl Iterator<Item = SegmentNo> {
+    (0..segments).map(move |step| SegmentNo(((u64::from(first.0) + u64::from(step)) % u64::from(segments)) as u32))
+}
+
+/// The summary of a segment, if it has a valid one.
+pub async fn read_summary<D: Disk>(
+    disk: &D,
+    superblock: &Superblock,
+    segment: SegmentNo,
+) -> Result<SegmentSummary, String> {
+    let geometry = &superblock.geometry;
+    let len = geometry.summary_blocks() as usize * BLOCK_BYTES;
+    let bytes = read_range(disk, geometry.summary_offset(segment), len).await.map_err(|error| error.to_string())?;
+    SegmentSummary::decode(&bytes, geometry, segment, superblock.uuid, superblock.secret)
+        .map_err(|error| error.to_string())
+}
