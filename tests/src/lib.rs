@@ -1,1 +1,3 @@
 //! Helpers for tests of whole programs.
+
+pub mod nbd_client;
