@@ -7,6 +7,7 @@ pub mod env;
 pub mod format;
 pub mod io;
 pub mod log;
+pub mod meta;
 pub mod service;
 pub mod sync;
 pub mod types;

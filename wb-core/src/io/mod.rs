@@ -1,6 +1,8 @@
 //! Devices and the buffers that travel to them.
 
 pub mod buf;
+#[cfg(any(test, feature = "sim"))]
+pub mod mem;
 
 pub use buf::{Buf, BufPool, PoolClass, Slice};
 
