@@ -8,6 +8,7 @@ pub mod format;
 pub mod io;
 pub mod log;
 pub mod meta;
+pub mod rt;
 pub mod service;
 pub mod sync;
 pub mod types;

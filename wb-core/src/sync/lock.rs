@@ -71,6 +71,7 @@ impl Drop for AsyncLockGuard<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "real threads are what is tested here")]
 mod tests {
     use super::super::testing::{Tasks, block_on, poll_once, yield_once};
     use super::*;

@@ -18,6 +18,7 @@ mod stripes;
 mod wait_queue;
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "blocks a thread of a test")]
 mod testing;
 
 pub use lock::{AsyncLock, AsyncLockGuard};

@@ -216,6 +216,7 @@ impl Drop for StripeGuard<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "real threads are what is tested here")]
 mod tests {
     use super::super::testing::{Rng, Tasks, block_on, poll_once, yield_once};
     use super::*;

@@ -1,0 +1,39 @@
+//! The runtime: one executor and one io_uring ring per thread.
+//!
+//! A [`Runtime`] belongs to the thread that made it. Tasks stay on that thread and need not be `Send`; their wakers may
+//! be called from any thread. Several threads, each with a runtime of its own, share disks and the engine: an operation
+//! goes to the ring of the thread that polls it first.
+//!
+//! One turn of a runtime: run ready tasks in the order in which they were woken, hand everything they pushed to the
+//! kernel with one `io_uring_enter`, take the completions, fire the timers. A thread with nothing to do sleeps in that
+//! same call; it never spins.
+//!
+//! This is the only part of the crate that reads clocks, draws random numbers and starts threads; `RtEnv` hands them
+//! to the engine.
+
+mod env;
+mod executor;
+mod net;
+mod op;
+mod poll;
+mod reactor;
+mod remote;
+mod send;
+mod task;
+mod thread;
+mod timer;
+
+#[cfg(test)]
+mod tests;
+
+pub use env::random_u64;
+pub use executor::{Config, Runtime, spawn, yield_now};
+pub use net::{Listener, NetError, Shutdown, Stream};
+pub use op::{Completion, Op, Payload, submit, submit_with};
+pub use poll::{PollFd, Signals};
+pub use reactor::RtError;
+pub use remote::{Remote, RuntimeGone};
+pub use send::SendQueue;
+pub use task::JoinHandle;
+pub use thread::RuntimeThread;
+pub use timer::{Elapsed, Sleep, now_ns, sleep, timeout, wall_ns};
