@@ -8,6 +8,7 @@ use crate::units::ByteSize;
 use clap::Parser;
 use std::path::PathBuf;
 use uuid::Uuid;
+use wb_core::format::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
 /// Examples of help and man page.
 pub const EXAMPLES: &[Example] = &[
@@ -48,7 +49,7 @@ pub struct FormatArgs {
     #[arg(long, value_name = "SIZE")]
     pub size: Option<ByteSize>,
 
-    /// Unit of reuse of the log: a power of two, 128KiB to 64MiB
+    /// Unit of reuse of the log: a power of two, 64KiB to 64MiB
     #[arg(long, value_name = "SIZE", default_value = "2MiB")]
     pub segment_size: ByteSize,
 
@@ -102,10 +103,14 @@ impl Tool for FormatArgs {
 
     fn resolve(self) -> anyhow::Result<FormatPlan> {
         let segment_bytes = self.segment_size.0;
-        if !segment_bytes.is_power_of_two() || !(128 << 10..=64 << 20).contains(&segment_bytes) {
+        if !segment_bytes.is_power_of_two()
+            || !(u64::from(SEGMENT_BYTES_MIN)..=u64::from(SEGMENT_BYTES_MAX)).contains(&segment_bytes)
+        {
             return Err(UsageError::raise(format!(
-                "--segment-size {}: use a power of two from 128KiB to 64MiB",
-                self.segment_size
+                "--segment-size {}: use a power of two from {} to {}",
+                self.segment_size,
+                ByteSize(SEGMENT_BYTES_MIN.into()),
+                ByteSize(SEGMENT_BYTES_MAX.into())
             )));
         }
         if let Some(size) = self.size

@@ -22,6 +22,7 @@ pub mod config;
 mod config_error;
 pub mod control;
 pub mod daemon_args;
+pub mod daemon_client;
 pub mod dump_args;
 pub mod error;
 pub mod exit;
@@ -34,6 +35,7 @@ pub mod output;
 pub mod paths;
 pub mod progress;
 pub mod units;
+pub mod unix_socket;
 
 pub use common::CommonArgs;
 pub use error::{NextStep, UsageError};

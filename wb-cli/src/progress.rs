@@ -20,9 +20,14 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// True if bars are drawn at all: stderr is a terminal.
+    pub fn is_visible() -> bool {
+        std::io::stderr().is_terminal()
+    }
+
     /// A bar for `total` of `unit`; `what` says what is being done ("checking segments").
     pub fn new(what: &str, total: u64, unit: ProgressUnit) -> Progress {
-        let bar = if std::io::stderr().is_terminal() {
+        let bar = if Progress::is_visible() {
             ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5))
         } else {
             ProgressBar::hidden()

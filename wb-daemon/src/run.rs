@@ -1,10 +1,13 @@
-//! What wb-daemon does. Its work is not merged yet: until then it says so and touches nothing.
+//! What wb-daemon does: serve, or ask a running daemon.
 
 use wb_cli::Context;
 use wb_cli::daemon_args::DaemonPlan;
 use wb_cli::exit::Exit;
 
 /// Does what was asked for.
-pub fn run(_plan: DaemonPlan, _ctx: &mut Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("this build of wb-daemon cannot do its work yet")
+pub fn run(plan: DaemonPlan, ctx: &mut Context) -> anyhow::Result<Exit> {
+    match plan {
+        DaemonPlan::Client { control, requests } => wb_cli::daemon_client::run(&control, &requests, ctx),
+        DaemonPlan::Run(_) => anyhow::bail!("this build of wb-daemon cannot serve yet"),
+    }
 }
