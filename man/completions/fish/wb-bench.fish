@@ -1,0 +1,67 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_wb_bench_global_optspecs
+    string join \n json v/verbose config= compare= cache-device= backing-device= guest full y/yes html= h/help V/version
+end
+
+function __fish_wb_bench_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_wb_bench_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_wb_bench_using_subcommand
+    set -l cmd (__fish_wb_bench_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l compare -d 'Compare with these caches' -r -f -a "bcache\t'bcache, writeback mode'
+dm-cache\t'dm-cache, policy smq, writeback mode'
+dm-writecache\t'dm-writecache'
+dm-writeboost\t'dm-writeboost, the kernel module'
+raw-ssd\t'The bare cache device: an upper bound'
+raw-disk\t'The bare backing device: what there is without cache'"
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l cache-device -d 'Run on this host, with this fast device. All of its content is lost' -r -F
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l backing-device -d 'Run on this host, with this slow device. All of its content is lost' -r -F
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l html -d 'Write a report with plots, one self-contained HTML file' -r -F
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l json -d 'Print one JSON document on stdout in place of text for people'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l guest -d 'Run in a virtual machine with modelled devices; the default where no devices are named'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l full -d 'Run everything, without a limit of time, in place of the quick set'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -s y -l yes -d 'Do not ask before the devices are overwritten'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -s V -l version -d 'Print version'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -f -a "run" -d 'Measure one workload'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l cache -d 'Run on the engine in process, with this cache device or file. It is formatted anew' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l backing -d 'The backing device or file of --cache. Its content is lost' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l nbd-uri -d 'Run on this NBD server' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l device -d 'Run on this block device' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l bs -d 'Bytes per operation' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l iodepth -d 'Operations in flight, per job' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l numjobs -d 'Jobs side by side' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l rwmixread -d 'Share of reads in mixed loads, in percent' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l fsync -d 'Flush after every N writes; 0: never. `sync` flushes after each' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l size -d 'Bytes of the working set; left out, as much as the target allows' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l runtime -d 'How long to measure' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l ramp-time -d 'How long to warm up before' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l repeat -d 'Repetitions, of which the median is shown' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l engine -d 'What makes the load' -r -f -a "builtin\t'wb-bench itself'
+fio\t'fio, as an outside check'"
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -s y -l yes -d 'Do not ask before data is overwritten'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l json -d 'Print one JSON document on stdout in place of text for people'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run help" -f -a "run" -d 'Measure one workload'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
