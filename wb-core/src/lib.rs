@@ -5,6 +5,7 @@
 
 pub mod env;
 pub mod format;
+pub mod index;
 pub mod io;
 pub mod log;
 pub mod meta;
