@@ -6,13 +6,13 @@
 //! other buckets finds the shortest chain of moves that makes room. At the 10/11 the table is filled at most, such
 //! chains are one or two moves long; two choices of eight work up to 99 %.
 //!
-//! **Overflow.** If the search ends without result after [`SEARCH_NODES_MAX`] buckets, the entry goes to the shard's
+//! **Overflow.** If the search ends without result after 256 buckets, the entry goes to the shard's
 //! *stash*, a sorted map looked at after both buckets; removals bring its entries back into the table. It stays
 //! empty in practice (a test fills tables completely and asserts it), and all stashes together hold at most as many
 //! entries as there are slots: beyond that the insertion is refused as [`IndexError::Full`], which takes slots that
 //! were reused with their entries left in place.
 //!
-//! **Locking.** Buckets are atomic words, so that [`Shard::prefetch`] may touch them without the lock; they are read
+//! **Locking.** Buckets are atomic words, so that `Shard::prefetch` may touch them without the lock; they are read
 //! for their value and written under the shard's mutex only, hence relaxed.
 
 use super::quotient::{BUCKET_ENTRIES, Geometry, Home};

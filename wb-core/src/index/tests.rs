@@ -395,6 +395,7 @@ fn widths_follow_the_volumes() {
 }
 
 /// Threads publish versions of the same blocks in any order: the latest of each wins, and no pin is taken on another.
+#[expect(clippy::disallowed_methods, reason = "threads are what is tested here")]
 #[test]
 fn threads_agree_on_the_latest_version() {
     const BLOCKS: u64 = 500;
