@@ -1,0 +1,98 @@
+# Build, test, install. `make help` lists the targets.
+
+CARGO   ?= cargo
+DESTDIR ?=
+PREFIX  ?= /usr/local
+BINDIR  ?= $(PREFIX)/bin
+MANDIR  ?= $(PREFIX)/share/man
+DOCDIR  ?= $(PREFIX)/share/doc/writeboost
+BASHDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR  ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+TOOLS   := wb-format wb-daemon wb-check wb-dump wb-bench
+
+# Seeds of the crash simulator: how many, and the first one. Empty: what the tests choose.
+SEEDS      ?=
+SEED_START ?=
+
+NEXTEST := $(CARGO) nextest run --locked
+# The simulator is compiled optimised, with assertions and overflow checks on.
+SIM     := -p wb-core --features sim --cargo-profile sim
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e soak demo install uninstall clean
+# The steps of `make test` in this order, also with -j.
+.NOTPARALLEL:
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@echo '  make soak SEEDS=N SEED_START=S    make install DESTDIR=... PREFIX=$(PREFIX)'
+
+setup: ## install what demo and tests need (Debian packages, cargo-nextest)
+	@tests/setup.sh
+
+build: ## the tools, optimised, in target/release
+	$(CARGO) build --locked --release $(TOOLS:%=-p %)
+
+test: setup fmt-check lint doc man-check unit sim e2e ## everything that CI runs
+
+fmt-check:
+	$(CARGO) fmt --all -- --check
+
+lint:
+	$(CARGO) clippy --locked --workspace --all-targets --features wb-core/sim -- -D warnings
+
+doc: ## API documentation
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
+
+man: ## write man pages and completions from the tools' definitions
+	$(CARGO) run --locked --quiet -p wb-man
+
+man-check:
+	$(CARGO) run --locked --quiet -p wb-man -- --check
+
+unit: ## unit tests
+	$(NEXTEST) --workspace --exclude wb-core --exclude wb-tests
+	$(CARGO) test --locked --workspace --doc --quiet
+
+sim: ## tests of the core, those in the simulator included
+	$(NEXTEST) $(SIM)
+
+# Built without the simulator's features: what is tested here is what is installed.
+e2e: ## tests of whole programs
+	$(CARGO) build --locked $(TOOLS:%=-p %)
+	$(NEXTEST) -p wb-tests
+
+soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on
+	WB_SEEDS='$(SEEDS)' WB_SEED_START='$(SEED_START)' $(NEXTEST) $(SIM) --profile soak -E 'test(/soak/)'
+
+demo: setup ## a filesystem on a cache, killed and recovered
+	$(CARGO) build --locked --release $(TOOLS:%=-p %)
+	tests/demo.sh
+
+install: ## install under $(DESTDIR)$(PREFIX); run `make build` before, as the user who builds
+	@for tool in $(TOOLS); do test -x $(RELEASE)/$$tool || { echo "$$tool is not built: run 'make build'" >&2; exit 1; }; done
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man8 \
+		$(DESTDIR)$(DOCDIR) $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
+	install -m 755 $(TOOLS:%=$(RELEASE)/%) $(DESTDIR)$(BINDIR)
+	install -m 644 man/pages/*.1 $(DESTDIR)$(MANDIR)/man1
+	install -m 644 man/pages/*.5 $(DESTDIR)$(MANDIR)/man5
+	install -m 644 man/pages/*.8 $(DESTDIR)$(MANDIR)/man8
+	install -m 644 man/completions/bash/* $(DESTDIR)$(BASHDIR)
+	install -m 644 man/completions/zsh/* $(DESTDIR)$(ZSHDIR)
+	install -m 644 man/completions/fish/* $(DESTDIR)$(FISHDIR)
+	install -m 644 docs/writeboost.toml.example LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)
+
+uninstall: ## remove what `make install` installed
+	rm -f $(TOOLS:%=$(DESTDIR)$(BINDIR)/%)
+	rm -f $(patsubst man/pages/%,$(DESTDIR)$(MANDIR)/man1/%,$(wildcard man/pages/*.1))
+	rm -f $(patsubst man/pages/%,$(DESTDIR)$(MANDIR)/man5/%,$(wildcard man/pages/*.5))
+	rm -f $(patsubst man/pages/%,$(DESTDIR)$(MANDIR)/man8/%,$(wildcard man/pages/*.8))
+	rm -f $(TOOLS:%=$(DESTDIR)$(BASHDIR)/%) $(TOOLS:%=$(DESTDIR)$(ZSHDIR)/_%) $(TOOLS:%=$(DESTDIR)$(FISHDIR)/%.fish)
+	rm -rf $(DESTDIR)$(DOCDIR)
+
+clean: ## remove everything that was built
+	$(CARGO) clean

@@ -1,0 +1,74 @@
+#!/bin/bash
+# Installs what demo and tests need: Debian packages, and cargo-nextest. Does nothing where everything is there.
+set -euo pipefail
+
+# What must be there, and the package that brings it.
+commands="
+cc:gcc
+ar:binutils
+qemu-io:qemu-utils
+qemu-img:qemu-utils
+fio:fio
+nbdinfo:libnbd-bin
+nbdcopy:libnbd-bin
+nbdkit:nbdkit
+fusermount3:fuse3
+mkfs.ext4:e2fsprogs
+e2fsck:e2fsprogs
+mkfs.xfs:xfsprogs
+xfs_repair:xfsprogs
+/usr/bin/python3:python3
+losetup:util-linux
+mount:mount
+column:bsdextrautils
+setpriv:util-linux
+"
+
+# Administration tools are in /usr/sbin, which is not in every user's PATH.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+missing=()
+for pair in $commands; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+# In a package of its own from Debian 13 on.
+if ! command -v nbdfuse >/dev/null; then
+    if apt-cache show nbdfuse >/dev/null 2>&1; then missing+=(nbdfuse); else missing+=(libnbd-bin); fi
+fi
+[[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+# Debian's own Python, whatever other one is in PATH.
+/usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
+
+if ((${#missing[@]})); then
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+    if ! command -v apt-get >/dev/null; then
+        echo "setup: install these (names as in Debian), then run it again: ${missing[*]}" >&2
+        exit 1
+    fi
+    as_root=()
+    if ((EUID != 0)); then
+        command -v sudo >/dev/null || {
+            echo "setup: run this as root, or install sudo: apt-get install ${missing[*]}" >&2
+            exit 1
+        }
+        as_root=(sudo)
+    fi
+    echo "setup: installing ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"
+fi
+
+command -v cargo >/dev/null || {
+    echo "setup: cargo is missing: install Rust (https://rustup.rs), the version that Cargo.toml names" >&2
+    exit 1
+}
+if ! cargo nextest --version >/dev/null 2>&1; then
+    echo "setup: installing cargo-nextest"
+    cargo install --locked cargo-nextest
+fi
+for component in fmt clippy; do
+    cargo "$component" --version >/dev/null 2>&1 || {
+        echo "setup: cargo $component is missing: rustup component add rustfmt clippy" >&2
+        exit 1
+    }
+done
