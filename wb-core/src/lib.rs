@@ -11,6 +11,8 @@ pub mod log;
 pub mod meta;
 pub mod rt;
 pub mod service;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod sync;
 pub mod types;
 

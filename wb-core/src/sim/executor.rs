@@ -1,0 +1,706 @@
+//! The deterministic executor: one thread, seeded order of tasks, virtual time.
+//!
+//! Every source of nondeterminism is a draw from the seed: which ready task runs next, whether a yield point yields,
+//! how long a device takes. Time stands still while tasks run and jumps to the next timer when none is ready, so an
+//! hour of waiting costs nothing. All that happens is folded into a digest; two runs of one seed must have the same.
+//!
+//! Tasks live in **process groups**: one incarnation of an engine with its clients. [`Sim::kill`] is SIGKILL: the tasks
+//! of the group are dropped, their timers are gone, nothing they spawn in a destructor ever runs, and device handles
+//! opened by the group answer no more.
+//!
+//! The watchdog turns three kinds of hang into failures with a description: a *stall* (nothing ready, no timer, yet the
+//! awaited thing is not done), a *busy loop* (too many polls at one instant) and a *crawl* (a limit of virtual time).
+
+use super::rng::SimRng;
+use crate::env::Env;
+use async_task::{Runnable, Task};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// Virtual wall clock at the start of each run: 2026-01-01, in nanoseconds.
+const WALL_START_NS: u64 = 1_767_225_600_000_000_000;
+/// Polls at one instant that count as a busy loop.
+const POLLS_PER_INSTANT_MAX: u64 = 1_000_000;
+/// Virtual time that one [`Sim::run`] may take: one hour.
+const RUN_NS_MAX: u64 = 3_600_000_000_000;
+
+/// Why a run cannot go on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SimFailure {
+    /// Nothing is ready and no timer is set, yet the awaited thing has not happened.
+    #[error("stall at {now_ns} ns: nothing will ever happen again; {tasks}")]
+    Stall {
+        /// Virtual time.
+        now_ns: u64,
+        /// The tasks that wait, with the place that spawned each.
+        tasks: String,
+    },
+    /// Tasks keep waking each other while time stands still.
+    #[error("busy loop at {now_ns} ns: {polls} polls without time advancing, the last of {task}; {tasks}")]
+    BusyLoop {
+        /// Virtual time.
+        now_ns: u64,
+        /// Polls at this instant.
+        polls: u64,
+        /// The task that ran last.
+        task: String,
+        /// All tasks.
+        tasks: String,
+    },
+    /// The awaited thing did not happen within the limit of virtual time.
+    #[error("not done after {limit_ns} ns of virtual time; {tasks}")]
+    TimeLimit {
+        /// The limit.
+        limit_ns: u64,
+        /// All tasks.
+        tasks: String,
+    },
+}
+
+/// Why [`Sim::run_until`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The condition holds.
+    Done,
+    /// The breakpoint was reached first.
+    Break,
+}
+
+/// Where a run is to be interrupted, usually for a crash. Counted from the start of the simulation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakAt {
+    /// After this many polls of tasks.
+    Poll(u64),
+    /// When this many device writes, flushes and discards were submitted or completed (each counts as two events).
+    DeviceEvent(u64),
+    /// At this virtual time.
+    TimeNs(u64),
+}
+
+/// How the next task is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// Any ready task, each time.
+    Random,
+    /// In order of becoming ready: what production does.
+    Fifo,
+    /// By a priority drawn per task and redrawn now and then: starves some tasks for long (as in PCT schedulers).
+    Priority,
+}
+
+enum Event {
+    Wake(Waker),
+    Run(Box<dyn FnOnce() + Send>),
+}
+
+struct Ready {
+    order: u64,
+    task: u64,
+    group: u32,
+    runnable: Runnable,
+}
+
+struct TaskInfo {
+    handle: Task<()>,
+    place: &'static Location<'static>,
+    priority: u64,
+}
+
+struct Group {
+    name: String,
+    alive: Arc<AtomicBool>,
+    tasks: BTreeMap<u64, TaskInfo>,
+}
+
+struct State {
+    rng: SimRng,
+    env_rng: SimRng,
+    style: Style,
+    yield_ppm: u32,
+    now_ns: u64,
+    next_number: u64,
+    timers: BTreeMap<(u64, u64), Event>,
+    ready: VecDeque<Ready>,
+    /// Runnables of killed groups, to be dropped outside the lock.
+    graveyard: Vec<Runnable>,
+    yielders: BTreeMap<u64, (u64, Waker)>,
+    groups: Vec<Group>,
+    polls: u64,
+    polls_at_instant: u64,
+    device_events: u64,
+    break_at: Option<BreakAt>,
+    digest: u64,
+    trace: bool,
+}
+
+impl State {
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    fn note(&mut self, who: &str, what: &str, a: u64, b: u64) {
+        let tag = who
+            .bytes()
+            .chain(what.bytes())
+            .fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        for word in [tag, self.now_ns, a, b] {
+            self.digest = (self.digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        }
+        if self.trace {
+            eprintln!("{:>14} {who} {what} {a} {b}", self.now_ns);
+        }
+    }
+
+    fn break_reached(&self) -> bool {
+        match self.break_at {
+            None => false,
+            Some(BreakAt::Poll(count)) => self.polls >= count,
+            Some(BreakAt::DeviceEvent(count)) => self.device_events >= count,
+            Some(BreakAt::TimeNs(time)) => self.now_ns >= time,
+        }
+    }
+
+    fn wake_yielders(&mut self) -> Vec<Waker> {
+        let oldest = self.ready.iter().map(|ready| ready.order).min().unwrap_or(u64::MAX);
+        let due: Vec<u64> =
+            self.yielders.iter().filter(|(_, (since, _))| *since <= oldest).map(|(number, _)| *number).collect();
+        due.iter().filter_map(|number| self.yielders.remove(number)).map(|(_, waker)| waker).collect()
+    }
+
+    fn next_ready(&mut self) -> Option<Ready> {
+        if self.ready.is_empty() {
+            return None;
+        }
+        let at = match self.style {
+            Style::Fifo => 0,
+            Style::Random => self.rng.below(self.ready.len() as u64) as usize,
+            Style::Priority => {
+                let of = |ready: &Ready| {
+                    let task = self.groups[ready.group as usize].tasks.get(&ready.task);
+                    (task.map_or(0, |task| task.priority), std::cmp::Reverse(ready.order))
+                };
+                (0..self.ready.len()).max_by_key(|&at| of(&self.ready[at])).expect("one is ready")
+            }
+        };
+        let ready = if at == 0 { self.ready.pop_front() } else { self.ready.swap_remove_back(at) };
+        if self.style == Style::Priority
+            && self.rng.chance_ppm(30_000)
+            && let Some(next) = &ready
+        {
+            let priority = self.rng.next_u64();
+            if let Some(task) = self.groups[next.group as usize].tasks.get_mut(&next.task) {
+                task.priority = priority;
+            }
+        }
+        ready
+    }
+
+    fn describe_tasks(&self) -> String {
+        let mut text = String::new();
+        for group in self.groups.iter().filter(|group| group.alive.load(Ordering::Relaxed)) {
+            let mut places: BTreeMap<String, u32> = BTreeMap::new();
+            for task in group.tasks.values() {
+                *places.entry(format!("{}:{}", task.place.file(), task.place.line())).or_default() += 1;
+            }
+            let list: Vec<String> = places.iter().map(|(place, count)| format!("{count} from {place}")).collect();
+            text += &format!("[{}: {} tasks: {}] ", group.name, group.tasks.len(), list.join(", "));
+        }
+        text += &format!("{} timers, {} ready", self.timers.len(), self.ready.len());
+        text
+    }
+}
+
+/// What environment, devices and executor share.
+pub(super) struct Core {
+    state: Mutex<State>,
+}
+
+impl Core {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now_ns(&self) -> u64 {
+        self.lock().now_ns
+    }
+
+    /// Folds an event into the digest.
+    pub(super) fn note(&self, who: &str, what: &str, a: u64, b: u64) {
+        self.lock().note(who, what, a, b);
+    }
+
+    /// Counts an event at which a power cut makes a difference.
+    pub(super) fn device_event(&self) {
+        self.lock().device_events += 1;
+    }
+
+    /// Runs `event` after `delay_ns`, whoever may have died by then.
+    pub(super) fn after(&self, delay_ns: u64, event: impl FnOnce() + Send + 'static) {
+        let mut state = self.lock();
+        let key = (state.now_ns.saturating_add(delay_ns), state.number());
+        state.timers.insert(key, Event::Run(Box::new(event)));
+    }
+
+    fn schedule(&self, group: u32, task: u64, runnable: Runnable) {
+        let mut state = self.lock();
+        if state.groups[group as usize].alive.load(Ordering::Relaxed) {
+            let order = state.number();
+            state.ready.push_back(Ready { order, task, group, runnable });
+        } else {
+            state.graveyard.push(runnable);
+        }
+    }
+
+    fn bury(&self) {
+        loop {
+            let dead = std::mem::take(&mut self.lock().graveyard);
+            if dead.is_empty() {
+                return;
+            }
+            drop(dead);
+        }
+    }
+}
+
+/// The world of the simulation as one process group sees it. Clones are handles to the same.
+#[derive(Clone)]
+pub struct SimEnv {
+    core: Arc<Core>,
+    group: u32,
+    alive: Arc<AtomicBool>,
+}
+
+impl SimEnv {
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// False once the group was killed.
+    pub fn alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn alive_flag(&self) -> Arc<AtomicBool> {
+        self.alive.clone()
+    }
+
+    #[track_caller]
+    fn spawn_at(&self, future: impl Future<Output = ()> + 'static) {
+        if !self.alive() {
+            return;
+        }
+        let place = Location::caller();
+        let (core, group) = (self.core.clone(), self.group);
+        let number = core.lock().number();
+        let scheduler = Arc::downgrade(&core);
+        let schedule = move |runnable: Runnable| {
+            // Without a simulation nothing can run any more; dropping the runnable drops the future.
+            if let Some(core) = scheduler.upgrade() {
+                core.schedule(group, number, runnable);
+            }
+        };
+        let (runnable, handle) = async_task::spawn_local(future, schedule);
+        let mut state = core.lock();
+        let priority = state.rng.next_u64();
+        state.groups[group as usize].tasks.insert(number, TaskInfo { handle, place, priority });
+        drop(state);
+        runnable.schedule();
+    }
+}
+
+impl Env for SimEnv {
+    type Disk = super::disk::SimDisk;
+
+    fn now_ns(&self) -> u64 {
+        self.core.now_ns()
+    }
+
+    fn wall_ns(&self) -> u64 {
+        WALL_START_NS + self.core.now_ns()
+    }
+
+    fn random_u64(&self) -> u64 {
+        self.core.lock().env_rng.next_u64()
+    }
+
+    #[track_caller]
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.spawn_at(task);
+    }
+
+    fn sleep(&self, duration_ns: u64) -> impl Future<Output = ()> {
+        let until_ns = self.core.now_ns().saturating_add(duration_ns);
+        Sleep { core: self.core.clone(), until_ns, key: None, done: false }
+    }
+
+    fn yield_now(&self) -> impl Future<Output = ()> {
+        YieldNow { core: self.core.clone(), number: None }
+    }
+
+    fn yield_point(&self) -> impl Future<Output = ()> {
+        YieldPoint { core: self.core.clone() }
+    }
+}
+
+struct Sleep {
+    core: Arc<Core>,
+    until_ns: u64,
+    key: Option<(u64, u64)>,
+    done: bool,
+}
+
+impl Future for Sleep {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let core = self.core.clone();
+        let mut state = core.lock();
+        if self.done || self.key.is_some_and(|key| !state.timers.contains_key(&key)) {
+            self.done = true;
+            self.key = None;
+            return Poll::Ready(());
+        }
+        let until_ns = self.until_ns.max(state.now_ns);
+        let key = *self.key.get_or_insert_with(|| (until_ns, state.number()));
+        state.timers.insert(key, Event::Wake(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        // A timer nobody waits for must not move the clock.
+        if let Some(key) = self.key {
+            let timer = self.core.lock().timers.remove(&key);
+            drop(timer);
+        }
+    }
+}
+
+struct YieldNow {
+    core: Arc<Core>,
+    number: Option<u64>,
+}
+
+impl Future for YieldNow {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let core = self.core.clone();
+        let mut state = core.lock();
+        match self.number {
+            None => {
+                let number = state.number();
+                // Everything that became ready before has a smaller order and runs first.
+                state.yielders.insert(number, (number, cx.waker().clone()));
+                self.number = Some(number);
+                Poll::Pending
+            }
+            Some(number) => match state.yielders.get_mut(&number) {
+                Some((_, waker)) => {
+                    waker.clone_from(cx.waker());
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            },
+        }
+    }
+}
+
+impl Drop for YieldNow {
+    fn drop(&mut self) {
+        let waiting = self.number.and_then(|number| self.core.lock().yielders.remove(&number));
+        drop(waiting);
+    }
+}
+
+struct YieldPoint {
+    core: Arc<Core>,
+}
+
+impl Future for YieldPoint {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.core.lock();
+        let ppm = state.yield_ppm;
+        let yields = state.rng.chance_ppm(ppm);
+        drop(state);
+        if !yields {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// The result of a task started with [`Sim::start`].
+pub struct Started<T> {
+    slot: Rc<RefCell<Option<T>>>,
+}
+
+impl<T> Started<T> {
+    /// True when the task has ended and its result was not taken.
+    pub fn is_done(&self) -> bool {
+        self.slot.borrow().is_some()
+    }
+    /// The result, once.
+    pub fn take(&self) -> Option<T> {
+        self.slot.borrow_mut().take()
+    }
+}
+
+/// A simulation: executor, clock, randomness. Used on one thread.
+pub struct Sim {
+    seed: u64,
+    root: SimEnv,
+}
+
+impl Sim {
+    /// A world whose every choice follows from `seed`.
+    pub fn new(seed: u64) -> Sim {
+        let mut rng = SimRng::derive(seed, "executor");
+        let style = rng.pick(&[Style::Random, Style::Random, Style::Fifo, Style::Priority]);
+        let yield_ppm = rng.pick(&[0, 20_000, 200_000, 500_000]);
+        let alive = Arc::new(AtomicBool::new(true));
+        let root = Group { name: "root".into(), alive: alive.clone(), tasks: BTreeMap::new() };
+        let state = State {
+            rng,
+            env_rng: SimRng::derive(seed, "env"),
+            style,
+            yield_ppm,
+            now_ns: 0,
+            next_number: 0,
+            timers: BTreeMap::new(),
+            ready: VecDeque::new(),
+            graveyard: Vec::new(),
+            yielders: BTreeMap::new(),
+            groups: vec![root],
+            polls: 0,
+            polls_at_instant: 0,
+            device_events: 0,
+            break_at: None,
+            digest: seed,
+            trace: false,
+        };
+        let core = Arc::new(Core { state: Mutex::new(state) });
+        Sim { seed, root: SimEnv { core, group: 0, alive } }
+    }
+
+    /// The seed of this world.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// How tasks are scheduled, for the line printed at the head of a run.
+    pub fn describe(&self) -> String {
+        let state = self.core().lock();
+        format!("schedule {:?}, yield points yield {} ppm", state.style, state.yield_ppm)
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.root.core
+    }
+
+    /// The environment outside every engine: for drivers and devices.
+    pub fn env(&self) -> SimEnv {
+        self.root.clone()
+    }
+
+    /// A new process group, alive until [`Sim::kill`].
+    pub fn group(&self, name: &str) -> SimEnv {
+        let alive = Arc::new(AtomicBool::new(true));
+        let mut state = self.core().lock();
+        let group = state.groups.len() as u32;
+        state.groups.push(Group { name: name.into(), alive: alive.clone(), tasks: BTreeMap::new() });
+        SimEnv { core: self.core().clone(), group, alive }
+    }
+
+    /// SIGKILL for a process group: its device handles fall silent, then its tasks are dropped.
+    pub fn kill(&self, env: &SimEnv) {
+        env.alive.store(false, Ordering::Relaxed);
+        let mut state = self.core().lock();
+        state.note("", "kill", u64::from(env.group), 0);
+        let tasks = std::mem::take(&mut state.groups[env.group as usize].tasks);
+        let (dead, ready) = std::mem::take(&mut state.ready).into_iter().partition(|ready| ready.group == env.group);
+        state.ready = ready;
+        drop(state);
+        let dead: VecDeque<Ready> = dead;
+        drop(tasks);
+        drop(dead);
+        self.core().bury();
+    }
+
+    /// Starts `future` in a group; its result can be taken when it is done.
+    #[track_caller]
+    pub fn start<T: 'static>(&self, env: &SimEnv, future: impl Future<Output = T> + 'static) -> Started<T> {
+        let slot = Rc::new(RefCell::new(None));
+        let result = slot.clone();
+        env.spawn_at(async move {
+            let value = future.await;
+            *result.borrow_mut() = Some(value);
+        });
+        Started { slot }
+    }
+
+    /// Runs `future` in the root group to its end.
+    #[track_caller]
+    pub fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Result<T, SimFailure> {
+        let started = self.start(&self.root, future);
+        let break_at = self.core().lock().break_at.take();
+        let result = self.run_until(|| started.is_done());
+        self.core().lock().break_at = break_at;
+        result.map(|_| started.take().expect("the condition was that it is done"))
+    }
+
+    /// Runs until `done`, or to the breakpoint, which is then cleared.
+    pub fn run_until(&self, done: impl Fn() -> bool) -> Result<Stop, SimFailure> {
+        let limit_ns = self.core().now_ns().saturating_add(RUN_NS_MAX);
+        loop {
+            if done() {
+                return Ok(Stop::Done);
+            }
+            let mut state = self.core().lock();
+            if state.break_reached() {
+                state.break_at = None;
+                return Ok(Stop::Break);
+            }
+            drop(state);
+            if self.poll_one()? {
+                continue;
+            }
+            if !self.advance(limit_ns)? {
+                let state = self.core().lock();
+                return Err(SimFailure::Stall { now_ns: state.now_ns, tasks: state.describe_tasks() });
+            }
+        }
+    }
+
+    /// Runs tasks until none is ready, without letting time advance.
+    pub fn run_until_stalled(&self) -> Result<(), SimFailure> {
+        while self.poll_one()? {}
+        Ok(())
+    }
+
+    /// Runs for `duration_ns` of virtual time.
+    pub fn run_for(&self, duration_ns: u64) -> Result<(), SimFailure> {
+        let env = self.env();
+        self.run(async move { env.sleep(duration_ns).await })
+    }
+
+    /// Interrupts the next [`Sim::run_until`] there.
+    pub fn set_break(&self, at: Option<BreakAt>) {
+        self.core().lock().break_at = at;
+    }
+
+    /// Polls, device events and virtual time so far: the scales that [`BreakAt`] counts on.
+    pub fn progress(&self) -> (u64, u64, u64) {
+        let state = self.core().lock();
+        (state.polls, state.device_events, state.now_ns)
+    }
+
+    /// A number that two runs of the same seed share and two different runs almost surely do not.
+    pub fn digest(&self) -> u64 {
+        self.core().lock().digest
+    }
+
+    /// Prints every event to stderr.
+    pub fn set_trace(&self, on: bool) {
+        self.core().lock().trace = on;
+    }
+
+    /// Runs one ready task; false if there is none.
+    fn poll_one(&self) -> Result<bool, SimFailure> {
+        let core = self.core();
+        let mut state = core.lock();
+        let woken = if state.yielders.is_empty() { Vec::new() } else { state.wake_yielders() };
+        if !woken.is_empty() {
+            drop(state);
+            woken.into_iter().for_each(Waker::wake);
+            state = core.lock();
+        }
+        let Some(Ready { task, group, runnable, .. }) = state.next_ready() else { return Ok(false) };
+        state.polls += 1;
+        state.polls_at_instant += 1;
+        state.note("", "poll", task, u64::from(group));
+        if state.polls_at_instant > POLLS_PER_INSTANT_MAX {
+            let place = state.groups[group as usize].tasks.get(&task).map(|task| task.place.to_string());
+            let failure = SimFailure::BusyLoop {
+                now_ns: state.now_ns,
+                polls: state.polls_at_instant,
+                task: place.unwrap_or_default(),
+                tasks: state.describe_tasks(),
+            };
+            // The runnable is dropped outside the lock: its future may take it.
+            state.graveyard.push(runnable);
+            drop(state);
+            core.bury();
+            return Err(failure);
+        }
+        drop(state);
+        runnable.run();
+        let mut state = core.lock();
+        let tasks = &mut state.groups[group as usize].tasks;
+        let ended =
+            if tasks.get(&task).is_some_and(|task| task.handle.is_finished()) { tasks.remove(&task) } else { None };
+        drop(state);
+        drop(ended);
+        core.bury();
+        Ok(true)
+    }
+
+    /// Lets time jump to the next timer and fires it; false if there is none.
+    fn advance(&self, limit_ns: u64) -> Result<bool, SimFailure> {
+        let mut state = self.core().lock();
+        let Some((&(time_ns, _), _)) = state.timers.first_key_value() else { return Ok(false) };
+        if time_ns > limit_ns {
+            return Err(SimFailure::TimeLimit { limit_ns: RUN_NS_MAX, tasks: state.describe_tasks() });
+        }
+        // A breakpoint in time stops the clock there, before a later timer fires.
+        if let Some(BreakAt::TimeNs(stop_ns)) = state.break_at
+            && stop_ns > state.now_ns
+            && stop_ns < time_ns
+        {
+            state.now_ns = stop_ns;
+            return Ok(true);
+        }
+        let (_, event) = state.timers.pop_first().expect("there is a first timer");
+        if time_ns > state.now_ns {
+            state.now_ns = time_ns;
+            state.polls_at_instant = 0;
+        }
+        drop(state);
+        match event {
+            Event::Wake(waker) => waker.wake(),
+            Event::Run(run) => run(),
+        }
+        self.core().bury();
+        Ok(true)
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        // Tasks and timers hold the core that holds them.
+        let mut state = self.core().lock();
+        let mut tasks = Vec::new();
+        for group in &mut state.groups {
+            group.alive.store(false, Ordering::Relaxed);
+            tasks.push(std::mem::take(&mut group.tasks));
+        }
+        let ready = std::mem::take(&mut state.ready);
+        let timers = std::mem::take(&mut state.timers);
+        drop(state);
+        drop(tasks);
+        drop(ready);
+        drop(timers);
+        self.core().bury();
+        let yielders = std::mem::take(&mut self.core().lock().yielders);
+        drop(yielders);
+    }
+}
