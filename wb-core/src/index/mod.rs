@@ -3,19 +3,23 @@
 //! * [`Index`]: block address -> slot, valid sectors, dirty; 8 bytes per slot of the cache (scheme: [`quotient`],
 //!   [`shard`]).
 //! * [`CrcTable`]: CRC-32C of the payload of every slot.
+//! * [`RangeMap`]: zeroed, discarded, lost and invalidated ranges of a volume.
 //!
-//! All memory is allocated and touched at creation, so that a lack of it is a refusal at start and nothing later.
-//! The one exception, the shards' stash, is for entries that found no place; see [`shard`].
+//! All memory of the first two is allocated and touched at creation, so that a lack of it is a refusal at start and nothing later.
+//! The one exception, the shards' stash, is for entries that found no place; see [`shard`]. Range maps grow up to their
+//! capacity.
 
 mod crcs;
 mod permute;
 pub mod quotient;
+pub mod ranges;
 pub mod shard;
 #[cfg(test)]
 mod tests;
 
 pub use crcs::CrcTable;
 pub use quotient::ADDRESS_BITS_MAX;
+pub use ranges::{Full, Piece, RangeKind, RangeMap};
 pub use shard::{Action, Sweep, SweepAction};
 
 use crate::types::{BLOCK_NUMBER_BITS, BlockAddr, SectorMask, Slot, VolumeId};
