@@ -1,3 +1,5 @@
 //! Helpers for tests of whole programs.
 
+pub mod mem_service;
 pub mod nbd_client;
+pub mod nbd_server;

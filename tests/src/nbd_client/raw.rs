@@ -2,23 +2,30 @@
 
 use super::Address;
 use std::io::{self, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 trait Socket: Read + Write + Send {
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
+    fn shutdown_send(&self) -> io::Result<()>;
 }
 
 impl Socket for UnixStream {
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.set_read_timeout(timeout)
     }
+    fn shutdown_send(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
 }
 
 impl Socket for TcpStream {
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.set_read_timeout(timeout)
+    }
+    fn shutdown_send(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
     }
 }
 
@@ -67,6 +74,10 @@ impl RawClient {
             Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
             _ => Ok(bytes),
         }
+    }
+    /// Says that nothing more will be sent; receiving goes on.
+    pub fn shutdown_send(&mut self) -> io::Result<()> {
+        self.socket.get_ref().shutdown_send()
     }
     /// Changes the longest wait for bytes of the server.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
