@@ -50,6 +50,12 @@ pub struct RawClient {
     socket: BufReader<Box<dyn Socket>>,
 }
 
+impl From<UnixStream> for RawClient {
+    fn from(stream: UnixStream) -> RawClient {
+        RawClient { socket: BufReader::new(Box::new(stream)) }
+    }
+}
+
 impl RawClient {
     /// Connects, and says nothing.
     pub fn connect(address: &Address) -> io::Result<RawClient> {
