@@ -212,7 +212,7 @@ fn sockets_of_dead_servers_are_replaced_and_live_ones_refused() {
     let mode = std::fs::metadata(server.path()).expect("a socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "for its owner only");
     let address = ListenAddress::Unix(server.path().to_owned());
-    let in_use = address.open().err().expect("in use").to_string();
+    let in_use = address.open().expect_err("in use").to_string();
     assert!(in_use.contains("in use") && in_use.contains("nbd.sock"), "{in_use}");
     others_go_on(&server);
     let dir = tempfile::tempdir().expect("a directory");
