@@ -70,7 +70,7 @@ pub enum DumpWhat {
     },
     /// Every version of a block that is still in the log, with times
     Block {
-        /// [VOLUME:]BLOCK with the number of a 4 KiB block, or [VOLUME:]@OFFSET with a byte offset; volume 1 if left out
+        /// BLOCK or VOLUME:BLOCK, the number of a 4 KiB block; or @OFFSET or VOLUME:@OFFSET, in bytes. Without VOLUME, 1
         #[arg(value_name = "ADDR")]
         address: BlockAddress,
     },
