@@ -8,13 +8,18 @@
 //! kernel with one `io_uring_enter`, take the completions, fire the timers. A thread with nothing to do sleeps in that
 //! same call; it never spins.
 //!
-//! This is the only part of the crate that reads clocks, draws random numbers and starts threads; `RtEnv` hands them
+//! This is the only part of the crate that reads clocks, draws random numbers and starts threads; [`RtEnv`] hands them
 //! to the engine.
 
+mod blocking;
+mod disk;
 mod env;
 mod executor;
+mod file;
+mod identity;
 mod net;
 mod op;
+mod open;
 mod poll;
 mod reactor;
 mod remote;
@@ -22,14 +27,20 @@ mod send;
 mod task;
 mod thread;
 mod timer;
+mod usage;
 
 #[cfg(test)]
 mod tests;
 
-pub use env::random_u64;
+pub use blocking::{BlockingDisk, block_on_ready};
+pub use disk::RtDisk;
+pub use env::RtEnv;
 pub use executor::{Config, Runtime, spawn, yield_now};
+pub use file::DeviceKind;
+pub use identity::DeviceIdentity;
 pub use net::{Listener, NetError, Shutdown, Stream};
 pub use op::{Completion, Op, Payload, submit, submit_with};
+pub use open::{Access, OpenError, Opened, open_blocking, open_device};
 pub use poll::{PollFd, Signals};
 pub use reactor::RtError;
 pub use remote::{Remote, RuntimeGone};
@@ -37,3 +48,4 @@ pub use send::SendQueue;
 pub use task::JoinHandle;
 pub use thread::RuntimeThread;
 pub use timer::{Elapsed, Sleep, now_ns, sleep, timeout, wall_ns};
+pub use usage::{Usage, in_use, same_device};
