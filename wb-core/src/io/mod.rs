@@ -2,6 +2,8 @@
 
 pub mod buf;
 #[cfg(any(test, feature = "sim"))]
+pub mod conformance;
+#[cfg(any(test, feature = "sim"))]
 pub mod mem;
 
 pub use buf::{Buf, BufPool, PoolClass, Slice};

@@ -221,7 +221,7 @@ impl Core {
     fn end_operations(&self) -> bool {
         let mut finished = Vec::new();
         let deadline = now_ns() + CLOSE_WAIT_NS;
-        self.reactor.borrow_mut().cancel_all();
+        self.reactor.borrow_mut().cancel_waits();
         loop {
             let left_ns = deadline.saturating_sub(now_ns());
             let wait = match self.reactor.borrow().ops.in_flight() {
@@ -303,8 +303,8 @@ impl Runtime {
 }
 
 impl Drop for Runtime {
-    /// Drops all tasks and waits for operations in flight: cancelled ones end at once, disks within seconds. If a
-    /// device keeps some longer, their memory and the ring are given up, never freed below the kernel's hands.
+    /// Drops all tasks and waits for operations in flight: sockets and the like are cancelled, disk operations are
+    /// carried out. If a device keeps some for longer than a few seconds, their memory and the ring are given up, never freed below the kernel's hands.
     fn drop(&mut self) {
         // A runtime is dropped on its thread, but perhaps while another one runs there.
         let outer = CURRENT.with_borrow_mut(|current| current.replace(self.core.clone()));

@@ -99,6 +99,12 @@ impl Ops {
         self.disk_ops
     }
 
+    /// Operations in flight that wait for no disk.
+    pub(super) fn waits(&self) -> Vec<u64> {
+        let waits = |slot: &Slot| !slot.disk && !matches!(slot.state, State::Done { .. });
+        self.slots.iter().filter(|(_, slot)| waits(slot)).map(|(index, slot)| user_data(index, slot.serial)).collect()
+    }
+
     fn insert(&mut self, disk: bool) -> u64 {
         // 31 bits: the topmost bit of `user_data` marks the reactor's own entries.
         self.serial = (self.serial + 1) & 0x7fff_ffff;

@@ -244,12 +244,12 @@ impl Reactor {
         }
     }
 
-    /// Asks the kernel to give up everything that can be given up.
-    pub(super) fn cancel_all(&mut self) {
-        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build().user_data(USER_DATA_CANCEL);
-        self.closing = true; // The wake-up poll is cancelled too, and must not come back.
-        // SAFETY: the entry points to nothing.
-        unsafe { self.push(entry) }
+    /// Asks the kernel to give up all waiting. Disk operations run to their end: what was handed over is carried out.
+    pub(super) fn cancel_waits(&mut self) {
+        self.closing = true;
+        for user_data in self.ops.waits() {
+            self.push_cancel(user_data);
+        }
     }
 }
 
