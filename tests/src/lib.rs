@@ -4,3 +4,4 @@ pub mod mem_service;
 pub mod nbd_client;
 pub mod nbd_server;
 pub mod programs;
+pub mod tool;
