@@ -237,7 +237,7 @@ fn random_bytes_are_no_cache(t: &Tool) {
 fn unreadable_file_is_named(t: &Tool) {
     let place = Place::new();
     let file = place.file("secret.img", &[0; 1 << 20]);
-    fs::set_permissions(&file, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o000)).unwrap();
     let args = place.args(t, &file);
     let mut command = if nix::unistd::geteuid().is_root() {
         // Nothing is unreadable to root, so somebody else runs a copy that he can reach.
