@@ -199,13 +199,13 @@ impl SharedChunk {
     }
     /// Write access to a range.
     ///
-    /// # Safety
-    /// Until the returned borrow ends nobody else may read or write the range. The log head guarantees it: a range is
-    /// handed to one reservation, and read only after that reservation was published (release / acquire).
-    #[expect(clippy::mut_from_ref, reason = "disjoint ranges of shared memory; see Safety")]
-    pub unsafe fn range_mut(&self, range: Range<usize>) -> &mut [u8] {
+    /// Until the returned borrow ends nobody else may read or write the range. `log::record` alone uses this, and the
+    /// log head guarantees it there: a range is handed to one reservation, and read only after that reservation was
+    /// published (release / acquire); the header belongs to whoever seals, under the head lock.
+    #[expect(clippy::mut_from_ref, reason = "disjoint ranges of shared memory, see above")]
+    pub(crate) fn range_mut(&self, range: Range<usize>) -> &mut [u8] {
         assert!(range.start <= range.end && range.end <= self.chunk.len, "range within the buffer");
-        // SAFETY: within the chunk; exclusivity is the caller's promise.
+        // SAFETY: within the chunk; exclusivity is the log head's invariant, see above.
         unsafe { std::slice::from_raw_parts_mut(self.chunk.ptr.as_ptr().add(range.start), range.end - range.start) }
     }
     /// Read access to a range that has been filled and published.

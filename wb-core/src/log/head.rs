@@ -1,0 +1,671 @@
+//! The log head: where the next block goes.
+//!
+//! Invariants, all held by the one lock of [`LogHead`]:
+//! * Record numbers and positions rise together. At most one record is open; it is the newest.
+//! * Records are sealed in order, each naming its predecessor's chain value. A record is sealed only when closed and when
+//!   every reservation in it has been published: an entry in a sealed record is final.
+//! * A record lies within one segment. A segment is opened only if it is free, that is outside the live log, and good.
+//! * `durable` <= `written` < `next_seq`; `written` is the last record of the unbroken run of completed writes.
+//! * A closed segment's summary is built from exactly the records that were sealed into it.
+
+use super::record::Record;
+use super::scan::ScannedSegment;
+use crate::format::*;
+use crate::io::{Buf, BufPool};
+use crate::types::*;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use uuid::Uuid;
+
+/// Who asks for log space. Users leave a reserve to those who make space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A request of a user.
+    User,
+    /// Re-logging at the tail: may use the reserve.
+    Internal,
+}
+
+/// Why nothing could be reserved now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// No free segment for this class: space has to be made first.
+    Segments,
+    /// All record buffers are on their way to the device.
+    Buffers,
+}
+
+/// What a reservation gives: consecutive payload slots and entries of one record.
+pub struct Reservation {
+    /// The record.
+    pub record: Arc<Record>,
+    /// Index of the first entry.
+    pub first_entry: usize,
+    /// Index of the first payload block; meaningless for a range entry.
+    pub first_payload: usize,
+    /// Number of entries: payload blocks, or 1 for a range.
+    pub count: usize,
+}
+
+impl Reservation {
+    /// Block, within the segment, of payload `index` of the reservation.
+    pub fn block(&self, index: usize) -> u32 {
+        assert!(index < self.count, "payload of the reservation");
+        self.record.offset_blocks + 1 + (self.first_payload + index) as u32
+    }
+    /// Log position of payload `index`.
+    pub fn pos(&self, index: usize) -> LogPos {
+        LogPos(self.record.pos.0 + 1 + (self.first_payload + index) as u64)
+    }
+    /// Log position of a range entry: behind every payload reserved before it, before every one after it.
+    pub fn range_pos(&self) -> LogPos {
+        LogPos(self.record.pos.0 + self.first_payload as u64)
+    }
+    /// Payload block `index`, to be filled before publishing.
+    pub fn payload_mut(&mut self, index: usize) -> &mut [u8] {
+        assert!(index < self.count, "payload of the reservation");
+        self.record.payload_mut(self.first_payload + index)
+    }
+    /// Writes entry `index`, before publishing.
+    pub fn put_entry(&mut self, index: usize, entry: &Entry) {
+        assert!(index < self.count, "entry of the reservation");
+        self.record.put_entry(self.first_entry + index, entry);
+    }
+}
+
+/// A device write that the head wants done. Whoever gets one submits it.
+pub enum Submit {
+    /// A sealed record.
+    Record {
+        /// The record.
+        record: Arc<Record>,
+        /// Its payload blocks.
+        payload_blocks: u32,
+        /// Write through: everything before it is durable already, and so it will be, too.
+        fua: bool,
+    },
+    /// The summary of a segment that has been closed.
+    Summary {
+        /// The segment.
+        segment: SegmentNo,
+        /// Its summary.
+        bytes: Buf,
+    },
+}
+
+/// A segment of the live log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveSegment {
+    /// The segment.
+    pub segment: SegmentNo,
+    /// Position of its first block.
+    pub pos: LogPos,
+    /// First record.
+    pub first_seq: Seq,
+    /// Last record, once no more can follow in this segment.
+    pub last_seq: Option<Seq>,
+    /// False if no summary will ever be there (torn, repaired).
+    pub summarised: bool,
+}
+
+struct OpenSegment {
+    segment: SegmentNo,
+    pos: LogPos,
+    /// Where the next record begins.
+    next_block: u32,
+    usage: SummaryUsage,
+}
+
+struct OpenRecord {
+    record: Arc<Record>,
+    payload: usize,
+    entries: usize,
+    /// Payload blocks that segment, buffer and entry table have room for.
+    payload_max: usize,
+}
+
+enum SealItem {
+    Record { record: Arc<Record>, payload_blocks: u32, entries: usize, flush_group: bool, fua: bool },
+    CloseSegment,
+}
+
+struct SegmentBuilder {
+    segment: SegmentNo,
+    previous_crc: u32,
+    first_epoch_start: Seq,
+    records: Vec<RecordDesc>,
+    summarise: bool,
+}
+
+struct InFlight {
+    record: Arc<Record>,
+    end: LogPos,
+    written: bool,
+}
+
+/// What recovery hands to the head.
+pub struct HeadStart {
+    /// The newest record of the log.
+    pub head: Seq,
+    /// Its chain value.
+    pub chain_crc: u32,
+    /// Position behind it.
+    pub head_pos: LogPos,
+    /// Epoch of the next record.
+    pub epoch: Epoch,
+    /// First record of it.
+    pub epoch_start: Seq,
+    /// The live log, oldest first.
+    pub live: VecDeque<LiveSegment>,
+    /// The last segment, if the log goes on in it, and the block where.
+    pub open: Option<(ScannedSegment, u32)>,
+    /// Where to look for a free segment first.
+    pub next_segment: SegmentNo,
+    /// Tails, as anchored.
+    pub log_tail: Seq,
+    /// See `log_tail`.
+    pub dirty_tail: Seq,
+}
+
+struct HeadState {
+    segment: Option<OpenSegment>,
+    open: Option<OpenRecord>,
+    next_seq: Seq,
+    /// Position behind the last segment opened.
+    next_pos: LogPos,
+    /// Where to look for a free segment.
+    next_segment: SegmentNo,
+    to_seal: VecDeque<SealItem>,
+    in_flight: VecDeque<InFlight>,
+    chain_crc: u32,
+    builder: Option<SegmentBuilder>,
+    written: (Seq, LogPos),
+    durable: (Seq, LogPos),
+    live: VecDeque<LiveSegment>,
+    free_segments: u32,
+    /// D that a sealed header or an anchor on the device tells.
+    told_durable: Seq,
+    tails: (Seq, Seq),
+    epoch: (Epoch, Seq),
+}
+
+/// The log head.
+pub struct LogHead {
+    geometry: Geometry,
+    uuid: Uuid,
+    secret: u32,
+    /// Segments that users leave free.
+    reserve_segments: u32,
+    /// Record buffers that users leave to internal writers.
+    reserve_buffers: usize,
+    bad: BadSegments,
+    buffers: BufPool,
+    wall_unix_ns: Box<dyn Fn() -> u64 + Send + Sync>,
+    state: Mutex<HeadState>,
+}
+
+/// What the head is built from.
+pub struct HeadConfig<'a> {
+    /// The cache.
+    pub superblock: &'a Superblock,
+    /// Segments used no more.
+    pub bad: BadSegments,
+    /// One class of buffers: the record buffers.
+    pub buffers: BufPool,
+    /// Segments that users leave free.
+    pub reserve_segments: u32,
+    /// Wall clock for the headers.
+    pub wall_unix_ns: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl LogHead {
+    /// The head of a recovered log.
+    pub fn new(config: HeadConfig<'_>, start: HeadStart) -> LogHead {
+        let HeadConfig { superblock, bad, buffers, reserve_segments, wall_unix_ns } = config;
+        let geometry = superblock.geometry;
+        let usable = geometry.segments - bad.count();
+        let live_good = start.live.iter().filter(|live| !bad.is_bad(live.segment)).count() as u32;
+        let mut state = HeadState {
+            segment: None,
+            open: None,
+            next_seq: start.head.next(),
+            next_pos: LogPos(start.live.back().map_or(0, |last| last.pos.0) + u64::from(geometry.segment_blocks())),
+            next_segment: start.next_segment,
+            to_seal: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            chain_crc: start.chain_crc,
+            builder: None,
+            written: (start.head, start.head_pos),
+            durable: (start.head, start.head_pos),
+            live: start.live,
+            free_segments: usable - live_good,
+            told_durable: start.head,
+            tails: (start.log_tail, start.dirty_tail),
+            epoch: (start.epoch, start.epoch_start),
+        };
+        if let Some((scanned, next_block)) = start.open {
+            state.go_on_in(scanned, next_block, start.epoch);
+        }
+        LogHead {
+            geometry,
+            uuid: superblock.uuid,
+            secret: superblock.secret,
+            reserve_segments,
+            reserve_buffers: 1,
+            bad,
+            buffers,
+            wall_unix_ns,
+            state: Mutex::new(state),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HeadState> {
+        self.state.lock().expect("the head lock is not poisoned")
+    }
+
+    /// Reserves up to `blocks` payload slots in one record. What comes out must be published without waiting.
+    pub fn reserve_payload(&self, class: Class, blocks: usize) -> Result<(Reservation, Vec<Submit>), Full> {
+        assert!(blocks > 0, "something to reserve");
+        let mut state = self.lock();
+        let mut submit = Vec::new();
+        self.ensure_open(&mut state, class, 1, &mut submit)?;
+        let open = state.open.as_mut().expect("just ensured");
+        let count = blocks.min(open.payload_max - open.payload);
+        let reservation =
+            Reservation { record: open.record.clone(), first_entry: open.entries, first_payload: open.payload, count };
+        open.payload += count;
+        open.entries += count;
+        open.record.reserved();
+        if open.payload == open.payload_max {
+            self.close_open(&mut state, false, false);
+        }
+        Ok((reservation, submit))
+    }
+
+    /// Reserves one range entry.
+    pub fn reserve_range(&self, class: Class) -> Result<(Reservation, Vec<Submit>), Full> {
+        let mut state = self.lock();
+        let mut submit = Vec::new();
+        self.ensure_open(&mut state, class, 0, &mut submit)?;
+        let fits = {
+            let open = state.open.as_ref().expect("just ensured");
+            let usage = state.segment.as_ref().expect("an open record has a segment").usage;
+            open.entries < RECORD_ENTRIES_MAX && usage.fits(1, open.entries + 1, &self.geometry)
+        };
+        if !fits {
+            self.close_open(&mut state, false, false);
+            self.seal_ready(&mut state, &mut submit);
+            self.ensure_open(&mut state, class, 0, &mut submit)?;
+        }
+        let usage = state.segment.as_ref().expect("an open record has a segment").usage;
+        let summary_room = self.summary_room(usage);
+        let open = state.open.as_mut().expect("just ensured");
+        let reservation = Reservation {
+            record: open.record.clone(),
+            first_entry: open.entries,
+            first_payload: open.payload,
+            count: 1,
+        };
+        open.entries += 1;
+        // A range takes an entry that payload can then not have.
+        let by_summary = summary_room.saturating_sub(open.entries);
+        let by_entries = RECORD_ENTRIES_MAX - open.entries;
+        open.payload_max = open.payload_max.min(open.payload + by_entries.min(by_summary));
+        open.record.reserved();
+        Ok((reservation, submit))
+    }
+
+    /// Entries that one more record of a segment may have by its summary.
+    fn summary_room(&self, usage: SummaryUsage) -> usize {
+        let total = self.geometry.summary_blocks() as usize * BLOCK_BYTES;
+        let used = SummaryUsage { records: usage.records + 1, entries: usage.entries }.bytes();
+        total.saturating_sub(used) / ENTRY_BYTES
+    }
+
+    fn ensure_open(
+        &self,
+        state: &mut HeadState,
+        class: Class,
+        payload: usize,
+        submit: &mut Vec<Submit>,
+    ) -> Result<(), Full> {
+        if let Some(open) = &state.open {
+            if open.payload + payload <= open.payload_max {
+                return Ok(());
+            }
+            self.close_open(state, false, false);
+            self.seal_ready(state, submit);
+        }
+        let fits = state.segment.as_ref().is_some_and(|segment| {
+            let room = self.geometry.record_blocks().saturating_sub(segment.next_block);
+            room >= 2 && self.summary_room(segment.usage) >= 1
+        });
+        let keep = match class {
+            Class::User => self.reserve_buffers,
+            Class::Internal => 0,
+        };
+        if self.buffers.free_largest() <= keep {
+            return Err(Full::Buffers);
+        }
+        if !fits {
+            self.open_segment(state, class, submit)?;
+        }
+        let buf = self.buffers.try_alloc(self.buffers.max_len()).ok_or(Full::Buffers)?;
+        let segment = state.segment.as_ref().expect("a segment is open");
+        let pos = LogPos(segment.pos.0 + u64::from(segment.next_block));
+        let record = Arc::new(Record::new(state.next_seq, segment.segment, segment.next_block, pos, buf));
+        let room = (self.geometry.record_blocks() - segment.next_block - 1) as usize;
+        let payload_max = room.min(record.capacity()).min(RECORD_ENTRIES_MAX).min(self.summary_room(segment.usage));
+        state.next_seq = state.next_seq.next();
+        state.open = Some(OpenRecord { record, payload: 0, entries: 0, payload_max });
+        Ok(())
+    }
+
+    fn open_segment(&self, state: &mut HeadState, class: Class, submit: &mut Vec<Submit>) -> Result<(), Full> {
+        let keep = match class {
+            Class::User => self.reserve_segments,
+            Class::Internal => 0,
+        };
+        if state.free_segments <= keep {
+            return Err(Full::Segments);
+        }
+        if state.segment.take().is_some() {
+            let last = Seq(state.next_seq.0 - 1);
+            state.live.back_mut().expect("the open segment is live").last_seq = Some(last);
+            state.to_seal.push_back(SealItem::CloseSegment);
+            self.seal_ready(state, submit);
+        }
+        let mut segment = state.next_segment;
+        while self.bad.is_bad(segment) {
+            segment = self.geometry.next_segment(segment);
+        }
+        assert!(state.live.iter().all(|live| live.segment != segment), "a free segment is not live");
+        let pos = state.next_pos;
+        state.next_pos = LogPos(pos.0 + u64::from(self.geometry.segment_blocks()));
+        state.next_segment = self.geometry.next_segment(segment);
+        state.free_segments -= 1;
+        let first_seq = state.next_seq;
+        state.live.push_back(LiveSegment { segment, pos, first_seq, last_seq: None, summarised: true });
+        state.segment = Some(OpenSegment { segment, pos, next_block: 0, usage: SummaryUsage::default() });
+        Ok(())
+    }
+
+    /// Closes the open record: no more reservations go into it.
+    fn close_open(&self, state: &mut HeadState, flush_group: bool, fua: bool) {
+        let Some(open) = state.open.take() else { return };
+        let segment = state.segment.as_mut().expect("an open record has a segment");
+        assert!(open.entries > 0, "a record is opened for an entry");
+        segment.next_block += 1 + open.payload as u32;
+        segment.usage.records += 1;
+        segment.usage.entries += open.entries;
+        assert!(segment.next_block <= self.geometry.record_blocks(), "a record lies within its segment");
+        open.record.close();
+        state.to_seal.push_back(SealItem::Record {
+            record: open.record,
+            payload_blocks: open.payload as u32,
+            entries: open.entries,
+            flush_group,
+            fua,
+        });
+    }
+
+    /// Seals what is closed and complete, in order, up to the first record that is not.
+    fn seal_ready(&self, state: &mut HeadState, submit: &mut Vec<Submit>) {
+        while let Some(item) = state.to_seal.front() {
+            match item {
+                SealItem::Record { record, .. } if !record.complete() => return,
+                SealItem::Record { .. } => {
+                    let Some(SealItem::Record { record, payload_blocks, entries, flush_group, fua }) =
+                        state.to_seal.pop_front()
+                    else {
+                        unreachable!("the front is a record")
+                    };
+                    self.seal(state, &record, payload_blocks, entries, flush_group);
+                    submit.push(Submit::Record { record, payload_blocks, fua });
+                }
+                SealItem::CloseSegment => {
+                    state.to_seal.pop_front();
+                    submit.extend(self.close_segment(state));
+                }
+            }
+        }
+    }
+
+    fn seal(
+        &self,
+        state: &mut HeadState,
+        record: &Arc<Record>,
+        payload_blocks: u32,
+        entries: usize,
+        flush_group: bool,
+    ) {
+        let (epoch, epoch_start) = state.epoch;
+        let previous_crc = state.chain_crc;
+        let header = RecordHeader {
+            flags: RecordFlags(if flush_group { RecordFlags::CLOSES_FLUSH_GROUP } else { 0 }),
+            epoch,
+            epoch_start,
+            seq: record.seq,
+            previous_crc,
+            segment: record.segment,
+            offset_blocks: record.offset_blocks,
+            span: 1,
+            log_tail: state.tails.0,
+            dirty_tail: state.tails.1,
+            durable: state.durable.0,
+            wall_unix_ns: (self.wall_unix_ns)(),
+            payload_blocks,
+            chain_crc: 0,
+            entries: Vec::new(),
+        };
+        let block = record.header_mut();
+        state.chain_crc = header.seal_into(block, entries, self.uuid, self.secret);
+        state.told_durable = state.durable.0;
+        let fresh = state.builder.as_ref().is_none_or(|builder| builder.segment != record.segment);
+        if fresh {
+            assert!(state.builder.is_none() && record.offset_blocks == 0, "the segment before was closed");
+            state.builder = Some(SegmentBuilder {
+                segment: record.segment,
+                previous_crc,
+                first_epoch_start: epoch_start,
+                records: Vec::new(),
+                summarise: true,
+            });
+        }
+        let own = (0..entries).map(|index| {
+            let raw = &block[FIXED_HEADER_BYTES + index * ENTRY_BYTES..][..ENTRY_BYTES];
+            let raw = <EntryRaw as zerocopy::FromBytes>::read_from_bytes(raw).expect("size of an entry");
+            Entry::decode(&raw).expect("an entry that was encoded here")
+        });
+        state.builder.as_mut().expect("just ensured").records.push(RecordDesc {
+            seq: record.seq,
+            epoch,
+            offset_blocks: record.offset_blocks,
+            chain_crc: state.chain_crc,
+            flags: header.flags,
+            entries: own.collect(),
+        });
+        let end = LogPos(record.pos.0 + 1 + u64::from(payload_blocks));
+        state.in_flight.push_back(InFlight { record: record.clone(), end, written: false });
+    }
+
+    fn close_segment(&self, state: &mut HeadState) -> Option<Submit> {
+        let builder = state.builder.take()?;
+        if !builder.summarise || builder.records.is_empty() {
+            return None;
+        }
+        let summary = SegmentSummary {
+            segment: builder.segment,
+            first_epoch_start: builder.first_epoch_start,
+            previous_crc: builder.previous_crc,
+            log_tail: state.tails.0,
+            dirty_tail: state.tails.1,
+            durable: state.durable.0,
+            records: builder.records,
+        };
+        let mut bytes = Buf::unpooled(self.geometry.summary_blocks() as usize * BLOCK_BYTES);
+        summary.encode_into(&mut bytes, &self.geometry, self.uuid, self.secret);
+        Some(Submit::Summary { segment: summary.segment, bytes })
+    }
+
+    /// Publishes a filled reservation. What comes back has to be submitted.
+    pub fn publish(&self, reservation: Reservation) -> Vec<Submit> {
+        let mut submit = Vec::new();
+        if reservation.record.published() {
+            let mut state = self.lock();
+            self.seal_ready(&mut state, &mut submit);
+        }
+        submit
+    }
+
+    /// Closes the open record for a flush. Gives the newest record, all of which will be written without further ado.
+    pub fn close_for_flush(&self) -> (Seq, Vec<Submit>) {
+        let mut state = self.lock();
+        let mut submit = Vec::new();
+        let alone = state.open.as_ref().is_some_and(|open| state.durable.0.next() == open.record.seq);
+        self.close_open(&mut state, true, alone);
+        self.seal_ready(&mut state, &mut submit);
+        (Seq(state.next_seq.0 - 1), submit)
+    }
+
+    /// A record has been written; with `fua` it is durable if everything before it is.
+    pub fn record_written(&self, seq: Seq, fua: bool) {
+        let mut state = self.lock();
+        let entry = state.in_flight.iter_mut().find(|entry| entry.record.seq == seq).expect("a record in flight");
+        entry.written = true;
+        let end = entry.end;
+        while state.in_flight.front().is_some_and(|first| first.written) {
+            let first = state.in_flight.pop_front().expect("front exists");
+            state.written = (first.record.seq, first.end);
+        }
+        if fua && state.durable.0.next() == seq {
+            state.durable = (seq, end);
+        }
+    }
+
+    /// The device was flushed after every record up to `written` had been written.
+    pub fn flushed(&self, written: (Seq, LogPos)) {
+        let mut state = self.lock();
+        assert!(written.0 <= state.written.0, "only written records become durable");
+        if written.0 > state.durable.0 {
+            state.durable = written;
+        }
+    }
+
+    /// The newest record that has a reservation; 0 before the first.
+    pub fn newest(&self) -> Seq {
+        Seq(self.lock().next_seq.0 - 1)
+    }
+    /// Last of the unbroken run of written records, and the position behind it.
+    pub fn written(&self) -> (Seq, LogPos) {
+        self.lock().written
+    }
+    /// D, and the position behind it.
+    pub fn durable(&self) -> (Seq, LogPos) {
+        self.lock().durable
+    }
+    /// D as the device itself tells it, by a header or an anchor.
+    pub fn told_durable(&self) -> Seq {
+        self.lock().told_durable
+    }
+    /// An anchor with this D is on the device.
+    pub fn anchored(&self, durable: Seq, log_tail: Seq, dirty_tail: Seq) {
+        let mut state = self.lock();
+        state.told_durable = state.told_durable.max(durable);
+        state.tails = (log_tail, dirty_tail);
+    }
+    /// Free segments, and all that can ever be free.
+    pub fn free_segments(&self) -> (u32, u32) {
+        (self.lock().free_segments, self.geometry.segments - self.bad.count())
+    }
+    /// Current epoch and its first record.
+    pub fn epoch(&self) -> (Epoch, Seq) {
+        self.lock().epoch
+    }
+    /// The segment in which the log goes on.
+    pub fn next_segment(&self) -> SegmentNo {
+        let state = self.lock();
+        state.segment.as_ref().map_or(state.next_segment, |open| open.segment)
+    }
+
+    /// The record in memory that holds this position, if it has not been written yet.
+    pub fn record_at(&self, pos: LogPos) -> Option<Arc<Record>> {
+        let state = self.lock();
+        if pos < state.written.1 {
+            return None;
+        }
+        let holds = |record: &Arc<Record>| record.pos < pos && pos.0 <= record.pos.0 + RECORD_ENTRIES_MAX as u64;
+        let open = state.open.iter().map(|open| &open.record);
+        let closed = state.to_seal.iter().filter_map(|item| match item {
+            SealItem::Record { record, .. } => Some(record),
+            SealItem::CloseSegment => None,
+        });
+        let flying = state.in_flight.iter().map(|entry| &entry.record);
+        // The newest record that begins before the position: later ones begin behind it.
+        flying.chain(closed).chain(open).filter(|record| holds(record)).max_by_key(|record| record.pos).cloned()
+    }
+
+    /// The live segments from the oldest on, at most `count`.
+    pub fn oldest_segments(&self, count: usize) -> Vec<LiveSegment> {
+        self.lock().live.iter().take(count).cloned().collect()
+    }
+    /// The live segments that hold records from `seq` on, at most `count`.
+    pub fn segments_from(&self, seq: Seq, count: usize) -> Vec<LiveSegment> {
+        let state = self.lock();
+        let ends_before = |live: &&LiveSegment| live.last_seq.is_some_and(|last| last < seq);
+        state.live.iter().skip_while(ends_before).take(count).cloned().collect()
+    }
+    /// The records sealed into the segment that is being filled, if it is this one.
+    pub fn records_of_open(&self, segment: SegmentNo) -> Option<Vec<RecordDesc>> {
+        let state = self.lock();
+        state.builder.as_ref().filter(|builder| builder.segment == segment).map(|builder| builder.records.clone())
+    }
+    /// Takes the oldest segment out of the live log. The anchor that says so is durable in both slots, nothing is
+    /// pinned or indexed in it.
+    pub fn free_oldest(&self, segment: SegmentNo) {
+        let mut state = self.lock();
+        assert!(state.live.len() > 1, "the newest segment stays");
+        let oldest = state.live.pop_front().expect("more than one");
+        assert_eq!(oldest.segment, segment, "segments are freed in ring order");
+        assert!(oldest.last_seq.is_some_and(|last| last < state.tails.0), "the log tail has passed it");
+        if !self.bad.is_bad(segment) {
+            state.free_segments += 1;
+        }
+    }
+}
+
+impl HeadState {
+    fn go_on_in(&mut self, scanned: ScannedSegment, next_block: u32, epoch: Epoch) {
+        let live = self.live.back_mut().expect("the last segment is live");
+        assert_eq!(live.segment, scanned.segment, "the log goes on in its last segment");
+        live.last_seq = None;
+        let first = &scanned.records[0];
+        // A repaired record, or an epoch too far from the first one's, has no place in a summary.
+        let summarise =
+            scanned.records.iter().all(|record| record.span == 1 && !record.flags.has(RecordFlags::REPAIRED))
+                && epoch.0 - first.epoch.0 <= EPOCH_DELTA_MAX;
+        live.summarised = summarise;
+        let entries = scanned.records.iter().map(|record| record.entries.len()).sum();
+        self.segment = Some(OpenSegment {
+            segment: scanned.segment,
+            pos: live.pos,
+            next_block,
+            usage: SummaryUsage { records: scanned.records.len(), entries },
+        });
+        let desc = |record: super::chain::ScannedRecord| RecordDesc {
+            seq: record.seq,
+            epoch: record.epoch,
+            offset_blocks: record.offset_blocks,
+            chain_crc: record.chain_crc,
+            flags: record.flags,
+            entries: record.entries,
+        };
+        self.builder = Some(SegmentBuilder {
+            segment: scanned.segment,
+            previous_crc: scanned.previous_crc,
+            first_epoch_start: scanned.first_epoch_start,
+            records: scanned.records.into_iter().map(desc).collect(),
+            summarise,
+        });
+    }
+}
