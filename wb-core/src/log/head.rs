@@ -104,8 +104,8 @@ pub struct LiveSegment {
     pub first_seq: Seq,
     /// Last record, once no more can follow in this segment.
     pub last_seq: Option<Seq>,
-    /// False if no summary will ever be there (torn, repaired).
-    pub summarised: bool,
+    /// Its summary is on its way to the device: the segment must not be reused yet.
+    pub summary_in_flight: bool,
 }
 
 struct OpenSegment {
@@ -282,6 +282,29 @@ impl LogHead {
         Ok((reservation, submit))
     }
 
+    /// Whether something could be reserved now. Others may take the room before the caller does.
+    pub fn has_room(&self, class: Class) -> bool {
+        let state = self.lock();
+        if state.open.as_ref().is_some_and(|open| open.payload < open.payload_max) {
+            return true;
+        }
+        let (keep_buffers, keep_segments) = self.keeps(class);
+        let in_segment = state.segment.as_ref().is_some_and(|segment| {
+            // Closing the open record takes its room first.
+            let open = state.open.as_ref().map_or(0, |open| 1 + open.payload as u32);
+            self.geometry.record_blocks().saturating_sub(segment.next_block + open) >= 2
+        });
+        self.buffers.free_largest() > keep_buffers && (in_segment || state.free_segments > keep_segments)
+    }
+
+    /// Record buffers and segments that a class leaves to others.
+    fn keeps(&self, class: Class) -> (usize, u32) {
+        match class {
+            Class::User => (self.reserve_buffers, self.reserve_segments),
+            Class::Internal => (0, 0),
+        }
+    }
+
     /// Reserves one range entry.
     pub fn reserve_range(&self, class: Class) -> Result<(Reservation, Vec<Submit>), Full> {
         let mut state = self.lock();
@@ -340,11 +363,7 @@ impl LogHead {
             let room = self.geometry.record_blocks().saturating_sub(segment.next_block);
             room >= 2 && self.summary_room(segment.usage) >= 1
         });
-        let keep = match class {
-            Class::User => self.reserve_buffers,
-            Class::Internal => 0,
-        };
-        if self.buffers.free_largest() <= keep {
+        if self.buffers.free_largest() <= self.keeps(class).0 {
             return Err(Full::Buffers);
         }
         if !fits {
@@ -362,11 +381,7 @@ impl LogHead {
     }
 
     fn open_segment(&self, state: &mut HeadState, class: Class, submit: &mut Vec<Submit>) -> Result<(), Full> {
-        let keep = match class {
-            Class::User => self.reserve_segments,
-            Class::Internal => 0,
-        };
-        if state.free_segments <= keep {
+        if state.free_segments <= self.keeps(class).1 {
             return Err(Full::Segments);
         }
         if state.segment.take().is_some() {
@@ -385,7 +400,7 @@ impl LogHead {
         state.next_segment = self.geometry.next_segment(segment);
         state.free_segments -= 1;
         let first_seq = state.next_seq;
-        state.live.push_back(LiveSegment { segment, pos, first_seq, last_seq: None, summarised: true });
+        state.live.push_back(LiveSegment { segment, pos, first_seq, last_seq: None, summary_in_flight: false });
         state.segment = Some(OpenSegment { segment, pos, next_block: 0, usage: SummaryUsage::default() });
         Ok(())
     }
@@ -503,6 +518,8 @@ impl LogHead {
             durable: state.durable.0,
             records: builder.records,
         };
+        let live = state.live.iter_mut().find(|live| live.segment == summary.segment);
+        live.expect("a segment that is being closed is live").summary_in_flight = true;
         let mut bytes = Buf::unpooled(self.geometry.summary_blocks() as usize * BLOCK_BYTES);
         summary.encode_into(&mut bytes, &self.geometry, self.uuid, self.secret);
         Some(Submit::Summary { segment: summary.segment, bytes })
@@ -550,6 +567,13 @@ impl LogHead {
         if written.0 > state.durable.0 {
             state.durable = written;
         }
+    }
+
+    /// The summary of a segment is written, or will never be.
+    pub fn summary_done(&self, segment: SegmentNo) {
+        let mut state = self.lock();
+        let live = state.live.iter_mut().find(|live| live.segment == segment);
+        live.expect("a segment stays live until its summary is written").summary_in_flight = false;
     }
 
     /// The newest record that has a reservation; 0 before the first.
@@ -627,6 +651,7 @@ impl LogHead {
         assert!(state.live.len() > 1, "the newest segment stays");
         let oldest = state.live.pop_front().expect("more than one");
         assert_eq!(oldest.segment, segment, "segments are freed in ring order");
+        assert!(!oldest.summary_in_flight, "nothing is on its way to a free segment");
         assert!(oldest.last_seq.is_some_and(|last| last < state.tails.0), "the log tail has passed it");
         if !self.bad.is_bad(segment) {
             state.free_segments += 1;
@@ -644,7 +669,6 @@ impl HeadState {
         let summarise =
             scanned.records.iter().all(|record| record.span == 1 && !record.flags.has(RecordFlags::REPAIRED))
                 && epoch.0 - first.epoch.0 <= EPOCH_DELTA_MAX;
-        live.summarised = summarise;
         let entries = scanned.records.iter().map(|record| record.entries.len()).sum();
         self.segment = Some(OpenSegment {
             segment: scanned.segment,

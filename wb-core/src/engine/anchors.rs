@@ -1,0 +1,111 @@
+//! Anchors: one writer at a time, generations rising.
+
+use super::Inner;
+use super::counters::count;
+use crate::env::Env;
+use crate::format::{Anchor, CleanMark, ProbeSet};
+use crate::meta::{self, MetaError};
+use crate::sync::AsyncLock;
+use crate::types::*;
+use std::sync::{Arc, Mutex};
+
+pub(super) struct AnchorState {
+    lock: AsyncLock,
+    current: Mutex<Anchor>,
+}
+
+impl AnchorState {
+    pub fn new(anchor: Anchor) -> AnchorState {
+        AnchorState { lock: AsyncLock::new(), current: Mutex::new(anchor) }
+    }
+    /// Log tail and dirty tail, as last anchored.
+    pub fn tails(&self) -> (Seq, Seq) {
+        let current = self.current.lock().expect("not poisoned");
+        (current.log_tail, current.dirty_tail)
+    }
+    /// The probe CRCs of a volume, as last anchored.
+    pub fn probes(&self, volume: VolumeId) -> Option<ProbeSet> {
+        self.current.lock().expect("not poisoned").probes.iter().find(|set| set.volume == volume).copied()
+    }
+    /// The segment that begins with the log tail, as last anchored.
+    pub fn log_tail_segment(&self) -> SegmentNo {
+        self.current.lock().expect("not poisoned").log_tail_segment
+    }
+}
+
+/// New tails for an anchor that permits reuse.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tails {
+    pub log_tail: Seq,
+    pub log_tail_segment: SegmentNo,
+    pub dirty_tail: Seq,
+}
+
+impl<E: Env> Inner<E> {
+    fn next_anchor(&self) -> Anchor {
+        let mut anchor = self.anchors.current.lock().expect("not poisoned").clone();
+        anchor.generation += 1;
+        anchor.durable = self.head.durable().0;
+        anchor.clean = None;
+        anchor.counters = self.counters.snapshot();
+        anchor.wall_unix_ns = self.env.wall_ns();
+        anchor
+    }
+
+    fn anchored(&self, anchor: Anchor) {
+        self.head.anchored(anchor.durable, anchor.log_tail, anchor.dirty_tail);
+        *self.anchors.current.lock().expect("not poisoned") = anchor;
+    }
+
+    /// Tells the device what is durable. One slot, no flush; a failure only delays the knowledge.
+    pub(super) async fn anchor_durable(self: &Arc<Self>) {
+        let _turn = self.anchors.lock.lock().await;
+        let anchor = self.next_anchor();
+        count(&self.counters.cache_writes, 1);
+        count(&self.counters.cache_write_bytes, BLOCK_BYTES_U64);
+        match meta::write_anchor_one(&*self.cache, &self.superblock, &anchor).await {
+            Ok(()) => self.anchored(anchor),
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
+    /// Anchors new tails in both slots: on return, reuse of everything before the log tail is permitted.
+    pub(super) async fn anchor_tails(
+        self: &Arc<Self>,
+        tails: Tails,
+        probes: Option<ProbeSet>,
+    ) -> Result<(), MetaError> {
+        let _turn = self.anchors.lock.lock().await;
+        let mut anchor = self.next_anchor();
+        assert!(tails.log_tail >= anchor.log_tail && tails.dirty_tail >= anchor.dirty_tail, "tails never fall");
+        assert!(tails.log_tail <= tails.dirty_tail, "what is dirty stays in the log");
+        assert!(tails.dirty_tail.0 <= anchor.durable.0 + 1, "only durable records are written back");
+        anchor.log_tail = tails.log_tail;
+        anchor.log_tail_segment = tails.log_tail_segment;
+        anchor.dirty_tail = tails.dirty_tail;
+        self.write_both(anchor, probes).await
+    }
+
+    /// Anchors the clean mark: nothing was written after `head`, all of it is durable.
+    pub(super) async fn anchor_clean(self: &Arc<Self>) -> Result<(), MetaError> {
+        let _turn = self.anchors.lock.lock().await;
+        let mut anchor = self.next_anchor();
+        assert_eq!(self.head.newest(), anchor.durable, "a clean stop leaves nothing behind");
+        anchor.clean = Some(CleanMark { head: anchor.durable, segment: self.head.next_segment() });
+        anchor.ram_tail_id = [0; 16];
+        self.write_both(anchor, None).await
+    }
+
+    async fn write_both(self: &Arc<Self>, mut anchor: Anchor, probes: Option<ProbeSet>) -> Result<(), MetaError> {
+        if let Some(probes) = probes {
+            anchor.probes.retain(|set| set.volume != probes.volume);
+            anchor.probes.push(probes);
+        }
+        count(&self.counters.cache_writes, 2);
+        count(&self.counters.cache_write_bytes, 2 * BLOCK_BYTES_U64);
+        count(&self.counters.cache_flushes, 2);
+        anchor.generation = meta::write_anchor_both(&*self.cache, &self.superblock, &anchor).await?;
+        self.anchored(anchor);
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! Settings of an engine. Everything that takes memory is bounded here and allocated at start.
+
+use crate::env::PlantedBug;
+use crate::format::Geometry;
+
+/// Settings of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Check the CRC of every block that is read from the cache device. Costs 4 bytes of memory per slot.
+    pub verify_reads: bool,
+    /// Record buffers: records that may be open or on their way at once, about 1 MiB each.
+    pub record_buffers: usize,
+    /// Memory for reads in flight.
+    pub read_bytes: usize,
+    /// Memory for write-back.
+    pub window_bytes: usize,
+    /// Write-back begins when this share of the segments holds dirty data.
+    pub writeback_start_percent: u32,
+    /// Write-back pauses when no more than this share does.
+    pub writeback_stop_percent: u32,
+    /// Writes to the backing device in flight during write-back.
+    pub writeback_depth: usize,
+    /// Pieces of zeroed and discarded ranges that are kept in memory.
+    pub range_pieces: usize,
+    /// Shards of the index.
+    pub index_shards: usize,
+    /// An anchor with the new D is written when this time has passed after a group commit without another record.
+    pub anchor_delay_ns: u64,
+    /// Planted bug, for testing the tests. Ignored without feature `sim`.
+    pub bug: PlantedBug,
+}
+
+impl Default for EngineConfig {
+    fn default() -> EngineConfig {
+        EngineConfig {
+            verify_reads: true,
+            record_buffers: 32,
+            read_bytes: 64 << 20,
+            window_bytes: 16 << 20,
+            writeback_start_percent: 70,
+            writeback_stop_percent: 50,
+            writeback_depth: 32,
+            range_pieces: 1 << 16,
+            index_shards: 16,
+            anchor_delay_ns: 10_000_000,
+            bug: PlantedBug::None,
+        }
+    }
+}
+
+impl EngineConfig {
+    /// True if this bug is planted. Always false without feature `sim`.
+    pub fn has_bug(&self, bug: PlantedBug) -> bool {
+        cfg!(any(test, feature = "sim")) && self.bug == bug
+    }
+}
+
+/// How a cache divides its ring, by its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// Segments that user writes leave free: the tail can always be advanced with them.
+    pub reserve_segments: u32,
+    /// Fewer free segments than this make write-back and reclaim begin.
+    pub free_low: u32,
+    /// Segments of one write-back window.
+    pub window_segments: u32,
+}
+
+impl Shares {
+    pub fn of(geometry: &Geometry) -> Shares {
+        let window_segments = (geometry.segments / 16).clamp(1, 16);
+        Shares { reserve_segments: 2, free_low: (2 + 2 * window_segments).min(geometry.segments / 2), window_segments }
+    }
+}

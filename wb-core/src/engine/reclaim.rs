@@ -1,0 +1,97 @@
+//! Reclaim: segments at the log tail become free.
+//!
+//! Reuse of a segment needs all of: every version in it superseded or written back through records ≤ D; a FLUSH of the
+//! backing device after that; its index entries removed; no pins; the anchor that says so durable in both slots.
+
+use super::Inner;
+use super::anchors::Tails;
+use super::config::Shares;
+use super::writeback::WindowError;
+use crate::env::Env;
+use crate::format::ProbeSet;
+use crate::index::Action;
+use crate::log::head::LiveSegment;
+use crate::types::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl<E: Env> Inner<E> {
+    /// Anchors a new dirty tail and frees as many segments before it as are wanted.
+    pub(super) async fn reclaim(
+        self: &Arc<Self>,
+        dirty_tail: Seq,
+        probes: Option<ProbeSet>,
+    ) -> Result<(), WindowError> {
+        let freed = self.choose(dirty_tail);
+        for live in &freed {
+            self.remove_entries(live).await;
+        }
+        for live in &freed {
+            self.served.ranges.lock().expect("not poisoned").remove_segment(live.segment);
+            self.segments.wait_unpinned(live.segment).await;
+        }
+        {
+            let ranges = self.served.ranges.lock().expect("not poisoned");
+            self.served.range_pieces.store(ranges.len(), Ordering::SeqCst);
+        }
+        let oldest = self.head.oldest_segments(freed.len() + 1);
+        let tails = match (freed.is_empty(), oldest.last()) {
+            (false, Some(first)) => {
+                assert_eq!(oldest.len(), freed.len() + 1, "the newest segment stays");
+                Tails { log_tail: first.first_seq, log_tail_segment: first.segment, dirty_tail }
+            }
+            _ => {
+                let (log_tail, _) = self.anchors.tails();
+                Tails { log_tail, log_tail_segment: self.anchors.log_tail_segment(), dirty_tail }
+            }
+        };
+        self.anchor_tails(tails, probes).await.map_err(|error| WindowError::Cache(error.to_string()))?;
+        for live in freed {
+            self.segments.set_pos(live.segment, LogPos(0));
+            self.head.free_oldest(live.segment);
+        }
+        self.writeback.space_wanted.store(false, Ordering::SeqCst);
+        self.space.notify_all();
+        self.writeback.event.notify_all();
+        Ok(())
+    }
+
+    /// The segments to be freed: oldest first, all before the dirty tail, never the newest.
+    fn choose(&self, dirty_tail: Seq) -> Vec<LiveSegment> {
+        let (free, _) = self.head.free_segments();
+        let low = Shares::of(&self.geometry).free_low;
+        let wanted =
+            (low.saturating_sub(free) as usize).max(usize::from(self.writeback.space_wanted.load(Ordering::SeqCst)));
+        let mut oldest = self.head.oldest_segments(wanted + 1);
+        oldest.pop();
+        let goes = |live: &LiveSegment| !live.summary_in_flight && live.last_seq.is_some_and(|last| last < dirty_tail);
+        let count = oldest.iter().take_while(|live| goes(live)).count();
+        oldest.truncate(count);
+        oldest
+    }
+
+    async fn remove_entries(self: &Arc<Self>, live: &LiveSegment) {
+        let Some(records) = self.records_of(live).await else {
+            for (addr, entry) in self.entries_by_sweep(live).await {
+                self.remove_entry(addr, entry.slot);
+            }
+            return;
+        };
+        for record in &records {
+            for (entry, block) in record.entries_with_blocks() {
+                if let Some(block) = block {
+                    self.remove_entry(entry.addr, self.geometry.slot(live.segment, block));
+                }
+            }
+            self.env.yield_point().await;
+        }
+    }
+
+    fn remove_entry(&self, addr: BlockAddr, slot: Slot) {
+        // An address outside the index, as that of a void entry, has no entry.
+        let _ = self.index.update_if(addr, slot, |entry| {
+            assert!(!entry.dirty, "block {addr:?} in slot {slot} was written back before its segment is reused");
+            Action::Remove
+        });
+    }
+}

@@ -1,0 +1,448 @@
+//! Start: load the metadata, walk the log, build the index, judge the backing device, make what was found durable, serve.
+//!
+//! Nothing is written before everything that can be checked has been. Before serving, the cache device is flushed and an
+//! anchor with D = head and, unless the stop was proven clean, a new epoch is durable in both slots: what was once read
+//! after recovery is never taken back [recovery reads a record from the SSD's volatile cache, the user's FLUSH finds
+//! "nothing new", power fails]. Every step may be cut off and repeated.
+
+use super::anchors::AnchorState;
+use super::attach::{self, AttachError, Backing};
+use super::commit::CommitState;
+use super::config::{EngineConfig, Shares};
+use super::counters::CounterCells;
+use super::ranges::range_kind;
+use super::segments::SegmentTable;
+use super::writeback::WritebackState;
+use super::{Engine, Inner, Served};
+use crate::env::{Env, PlantedBug};
+use crate::format::{Anchor, EntryKind, Volume};
+use crate::index::{AddressWidths, Index, IndexConfig, IndexError, Piece, RangeMap};
+use crate::io::{BufPool, Disk, IoError, PoolClass};
+use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
+use crate::log::{LogScan, ScanError, ScannedSegment, scan};
+use crate::meta::{self, CacheMeta, MetaError};
+use crate::service::SERVICE_CHUNK_BYTES_MAX;
+use crate::sync::{StripeLocks, WaitQueue};
+use crate::types::*;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex};
+
+const STRIPES: usize = 1024;
+
+/// What to open.
+pub struct OpenOptions<D> {
+    /// The cache device, claimed.
+    pub cache: Arc<D>,
+    /// The backing device, claimed.
+    pub backing: Backing<D>,
+    /// Settings.
+    pub config: EngineConfig,
+    /// Boot in which this instance runs.
+    pub boot_id: [u8; 16],
+    /// Refuse writes by users. Write-back of what is in the cache goes on unless the backing device is read-only.
+    pub read_only: bool,
+    /// Attach a device that looks like another one, or changed.
+    pub force: bool,
+}
+
+/// Why a cache could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its metadata.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// Its log.
+    #[error("{0}. Run wb-check to see what is damaged, wb-check --repair to save what proves itself")]
+    Log(#[from] ScanError),
+    /// The backing device.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A record names a volume that the cache does not have.
+    #[error("record {seq} names volume {volume}, which the cache does not have. Run wb-check")]
+    UnknownVolume {
+        /// The record.
+        seq: Seq,
+        /// The volume it names.
+        volume: VolumeId,
+    },
+    /// A record names a block beyond the end of its volume.
+    #[error("record {seq} names block {block}, beyond the end of its volume. Run wb-check")]
+    BeyondEnd {
+        /// The record.
+        seq: Seq,
+        /// The block.
+        block: u64,
+    },
+    /// The cache device.
+    #[error("flushing the cache device failed: {0}")]
+    Flush(IoError),
+}
+
+/// What a start found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// True if the last stop was clean.
+    pub clean: bool,
+    /// The walk over the log.
+    pub scan: LogScan,
+    /// Time it took.
+    pub recovery_ns: u64,
+}
+
+/// The log as it is loaded.
+struct Loading<'a> {
+    volume: &'a Volume,
+    superblock: &'a crate::format::Superblock,
+    index: &'a Index,
+    segments: &'a SegmentTable,
+    ranges: RangeMap,
+    dirty_tail: Seq,
+    live: VecDeque<LiveSegment>,
+    next_pos: u64,
+    last: Option<ScannedSegment>,
+    error: Option<OpenError>,
+}
+
+impl Loading<'_> {
+    fn add(&mut self, scanned: ScannedSegment) {
+        let geometry = &self.superblock.geometry;
+        let pos = LogPos(self.next_pos);
+        self.next_pos += u64::from(geometry.segment_blocks());
+        self.segments.set_pos(scanned.segment, pos);
+        for record in &scanned.records {
+            let dirty = record.seq >= self.dirty_tail;
+            let mut payload = 0;
+            for (entry, block) in record.entries_with_blocks() {
+                let range_pos = LogPos(pos.0 + u64::from(record.offset_blocks) + payload);
+                payload += u64::from(block.is_some());
+                if entry.kind == EntryKind::Void {
+                    continue;
+                }
+                if let Err(error) = self.check_entry(record.seq, entry) {
+                    self.error.get_or_insert(error);
+                    return;
+                }
+                match block {
+                    Some(block) => self.add_payload(&scanned, pos, entry, block, dirty),
+                    None => self.add_range(&scanned, record.seq, entry, range_pos, dirty),
+                }
+            }
+        }
+        self.live.push_back(LiveSegment {
+            segment: scanned.segment,
+            pos,
+            first_seq: scanned.records[0].seq,
+            last_seq: scanned.records.last().map(|record| record.last_seq()),
+            summary_in_flight: false,
+        });
+        self.last = Some(scanned);
+    }
+
+    fn check_entry(&self, seq: Seq, entry: &crate::format::Entry) -> Result<(), OpenError> {
+        if entry.addr.volume() != self.volume.id {
+            return Err(OpenError::UnknownVolume { seq, volume: entry.addr.volume() });
+        }
+        let end = entry.addr.block() + entry.blocks;
+        if end > self.volume.blocks() { Err(OpenError::BeyondEnd { seq, block: end - 1 }) } else { Ok(()) }
+    }
+
+    fn add_payload(
+        &mut self,
+        scanned: &ScannedSegment,
+        first: LogPos,
+        entry: &crate::format::Entry,
+        block: u32,
+        dirty: bool,
+    ) {
+        let slot = self.superblock.geometry.slot(scanned.segment, block);
+        let pos = LogPos(first.0 + u64::from(block));
+        if let Some(crcs) = self.index.crcs() {
+            crcs.set(slot, entry.crc);
+        }
+        // A clean entry that supersedes a dirty one, not written back yet, inherits its dirtiness.
+        let inherits = || self.index.lookup(entry.addr).is_some_and(|before| before.dirty);
+        let dirty = dirty && (entry.kind == EntryKind::Dirty || inherits());
+        let done = self.index.upsert(entry.addr, slot, entry.mask, dirty, |before| self.segments.pos(before) < pos);
+        if let Err(error) = done {
+            self.error.get_or_insert(error.into());
+        }
+    }
+
+    fn add_range(
+        &mut self,
+        scanned: &ScannedSegment,
+        seq: Seq,
+        entry: &crate::format::Entry,
+        pos: LogPos,
+        dirty: bool,
+    ) {
+        let kind = range_kind(entry.kind).expect("an entry without payload is a range");
+        let piece = Piece { kind, pos, seq, segment: scanned.segment, dirty };
+        let first = entry.addr.block();
+        self.ranges.insert(first..first + entry.blocks, piece).expect("the range map has room for what was logged");
+    }
+}
+
+impl<E: Env> Engine<E> {
+    /// Opens a cache, recovers its log and serves it. The calling thread's executor runs the maintenance task.
+    pub async fn open(env: &E, options: OpenOptions<E::Disk>) -> Result<Engine<E>, OpenError> {
+        let started_ns = env.now_ns();
+        let meta = meta::load(&*options.cache).await?;
+        meta.check_writable()?;
+        for note in &meta.notes {
+            tracing::warn!("{note}");
+        }
+        let (volume, fresh) =
+            attach::choose(&meta.volumes, &options.backing, options.force, || env.random_u64(), env.wall_ns())?;
+        let index = Index::new(&IndexConfig {
+            slots: meta.superblock.geometry.slots(),
+            widths: AddressWidths::for_volumes([(volume.id, volume.blocks())]),
+            shards: options.config.index_shards,
+            seed: env.random_u64(),
+            with_crcs: options.config.verify_reads,
+        })?;
+        let segments = SegmentTable::new(meta.superblock.geometry);
+        let mut loading = Loading {
+            volume: &volume,
+            superblock: &meta.superblock,
+            index: &index,
+            segments: &segments,
+            // Twice the room that writers get: the same ranges may be cut into other pieces here.
+            ranges: RangeMap::new(2 * options.config.range_pieces + 4096),
+            dirty_tail: meta.anchor.dirty_tail,
+            live: VecDeque::new(),
+            next_pos: u64::from(meta.superblock.geometry.segment_blocks()),
+            last: None,
+            error: None,
+        };
+        let hint = meta.anchor_slots.iter().flatten().map(|anchor| anchor.durable).max().unwrap_or_default();
+        let found = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, |segment| {
+            if loading.error.is_none() {
+                loading.add(segment);
+            }
+        })
+        .await?;
+        let Loading { ranges, live, last, error, .. } = loading;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        report(&found);
+        let head_start = head_start(&meta, &found, live, last, &options.config);
+        let dirty = index.dirty_len() > 0 || ranges.dirty_blocks() > 0;
+        if dirty && options.backing.disk.geometry().read_only {
+            return Err(AttachError::ReadOnlyDirty { path: options.backing.path }.into());
+        }
+        check_probes(&meta, &volume, &options, &index, &ranges).await?;
+        let anchor = settle(env, &meta, &options, &volume, fresh, &found, &head_start).await?;
+        let recovery = RecoveryReport { clean: found.clean, scan: found, recovery_ns: env.now_ns() - started_ns };
+        Ok(build(env, meta, options, volume, Parts { index, segments, ranges, head_start, anchor, recovery }))
+    }
+}
+
+fn report(found: &LogScan) {
+    if let Some(torn) = &found.torn {
+        tracing::info!(
+            "torn tail: record {} (segment {}, block {}) is incomplete: {}; {} complete records behind it do not count",
+            torn.at,
+            torn.segment,
+            torn.offset_blocks,
+            torn.reason,
+            torn.dropped_records
+        );
+    }
+    tracing::info!(
+        "log: {} records in {} segments, head {}, durable {}, {}",
+        found.records,
+        found.segments,
+        found.head,
+        found.durable,
+        if found.clean { "clean stop" } else { "recovered" }
+    );
+}
+
+fn head_start(
+    meta: &CacheMeta,
+    found: &LogScan,
+    live: VecDeque<LiveSegment>,
+    last: Option<ScannedSegment>,
+    config: &EngineConfig,
+) -> HeadStart {
+    let geometry = &meta.superblock.geometry;
+    let (segment, block) = found.next;
+    let goes_on = last.filter(|last| {
+        last.segment == segment && block > 0 && !last.from_summary && !meta.bad_segments.is_bad(segment)
+    });
+    let head_pos = live.back().map_or(LogPos(0), |last_live| match &goes_on {
+        Some(_) => LogPos(last_live.pos.0 + u64::from(block)),
+        None => LogPos(last_live.pos.0 + u64::from(geometry.segment_blocks())),
+    });
+    let same_epoch =
+        found.clean || config.has_bug(PlantedBug::SkipEpochBump) || config.has_bug(PlantedBug::ServeBeforeFlush);
+    let (epoch, epoch_start) = match same_epoch {
+        true => (meta.anchor.epoch, meta.anchor.epoch_start),
+        false => (Epoch(meta.anchor.epoch.0 + 1), found.head.next()),
+    };
+    HeadStart {
+        head: found.head,
+        chain_crc: found.head_chain_crc,
+        head_pos,
+        epoch,
+        epoch_start,
+        live,
+        next_segment: match goes_on {
+            Some(_) => geometry.next_segment(segment),
+            None => segment,
+        },
+        open: goes_on.map(|last| (last, block)),
+        log_tail: meta.anchor.log_tail,
+        dirty_tail: meta.anchor.dirty_tail,
+    }
+}
+
+/// Compares the probe blocks that nothing dirty in the log will change.
+async fn check_probes<D: Disk>(
+    meta: &CacheMeta,
+    volume: &Volume,
+    options: &OpenOptions<D>,
+    index: &Index,
+    ranges: &RangeMap,
+) -> Result<(), AttachError> {
+    let Some(set) = meta.anchor.probes.iter().find(|set| set.volume == volume.id) else { return Ok(()) };
+    let path = &options.backing.path;
+    for (crc, block) in set.crcs.iter().zip(attach::probe_blocks(volume)) {
+        let dirty = index.lookup(BlockAddr::new(volume.id, block)).is_some_and(|entry| entry.dirty)
+            || ranges.lookup(block).is_some_and(|piece| piece.dirty);
+        let Some(crc) = crc.filter(|_| !dirty) else { continue };
+        let found = attach::probe(&*options.backing.disk, volume, block).await;
+        let found = found.map_err(|error| AttachError::Io { path: path.clone(), error })?;
+        if found != crc && !options.force {
+            return Err(AttachError::Changed { path: path.clone(), block });
+        }
+    }
+    Ok(())
+}
+
+/// Makes durable what was found, and says so.
+async fn settle<E: Env>(
+    env: &E,
+    meta: &CacheMeta,
+    options: &OpenOptions<E::Disk>,
+    volume: &Volume,
+    fresh: bool,
+    found: &LogScan,
+    start: &HeadStart,
+) -> Result<Anchor, OpenError> {
+    let path = || options.backing.path.clone();
+    let mut anchor = meta.anchor.clone();
+    let known = anchor.probes.iter().any(|set| set.volume == volume.id);
+    if fresh || options.force || !known {
+        let probes = attach::probe_all(&*options.backing.disk, volume).await;
+        let probes = probes.map_err(|error| AttachError::Io { path: path(), error })?;
+        anchor.probes.retain(|set| set.volume != volume.id);
+        anchor.probes.push(probes);
+    }
+    if fresh {
+        let mut table = meta.volumes.clone();
+        table.generation += 1;
+        table.next_id += 1;
+        table.volumes.push(volume.clone());
+        meta::write_volumes(&*options.cache, &meta.superblock, &table).await?;
+    }
+    if options.config.has_bug(PlantedBug::ServeBeforeFlush) && !fresh {
+        return Ok(anchor);
+    }
+    options.cache.flush().await.map_err(OpenError::Flush)?;
+    anchor.generation += 1;
+    anchor.epoch = start.epoch;
+    anchor.epoch_start = start.epoch_start;
+    anchor.durable = found.head;
+    anchor.clean = anchor.clean.filter(|_| found.clean);
+    anchor.boot_id = options.boot_id;
+    anchor.counters.starts += 1;
+    anchor.wall_unix_ns = env.wall_ns();
+    anchor.generation = meta::write_anchor_both(&*options.cache, &meta.superblock, &anchor).await?;
+    Ok(anchor)
+}
+
+struct Parts {
+    index: Index,
+    segments: SegmentTable,
+    ranges: RangeMap,
+    head_start: HeadStart,
+    anchor: Anchor,
+    recovery: RecoveryReport,
+}
+
+fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume: Volume, parts: Parts) -> Engine<E> {
+    let geometry = meta.superblock.geometry;
+    let config = options.config;
+    let record_blocks = (1 + RECORD_ENTRIES_MAX).min(geometry.record_blocks() as usize);
+    let buffers =
+        BufPool::new(&[PoolClass { bytes: record_blocks * BLOCK_BYTES, count: config.record_buffers.max(3) }]);
+    // Small segments are written back in small windows: their memory need not be larger than what they can hold.
+    let window_segments = Shares::of(&geometry).window_segments as usize;
+    let window_bytes = config.window_bytes.min(window_segments * geometry.segment_bytes as usize).max(1 << 16);
+    let window_pool = BufPool::new(&[PoolClass { bytes: window_bytes / BLOCK_BYTES * BLOCK_BYTES, count: 2 }]);
+    let wall = env.clone();
+    let head = LogHead::new(
+        HeadConfig {
+            superblock: &meta.superblock,
+            bad: meta.bad_segments,
+            buffers,
+            reserve_segments: Shares::of(&geometry).reserve_segments,
+            wall_unix_ns: Box::new(move || wall.wall_ns()),
+        },
+        parts.head_start,
+    );
+    let range_pieces = AtomicUsize::new(parts.ranges.len());
+    let read_only = options.read_only || options.backing.disk.geometry().read_only;
+    let inner = Arc::new(Inner {
+        env: env.clone(),
+        cache: options.cache,
+        geometry,
+        head,
+        index: parts.index,
+        segments: parts.segments,
+        stripes: StripeLocks::new(STRIPES),
+        pool: read_pool(config.read_bytes),
+        window_pool,
+        served: Served {
+            volume,
+            disk: options.backing.disk,
+            read_only,
+            ranges: Mutex::new(parts.ranges),
+            range_pieces,
+            range_requests: AtomicUsize::new(0),
+        },
+        counters: CounterCells::from_anchor(parts.anchor.counters),
+        commit: CommitState::new(),
+        space: WaitQueue::new(),
+        anchors: AnchorState::new(parts.anchor),
+        writeback: WritebackState::new(),
+        failed: AtomicBool::new(false),
+        failure: Mutex::new(None),
+        stopping: AtomicBool::new(false),
+        operations: AtomicU64::new(0),
+        idle: WaitQueue::new(),
+        recovery: parts.recovery,
+        superblock: meta.superblock,
+        config,
+    });
+    let maintenance = inner.clone();
+    env.spawn(async move { maintenance.maintain().await });
+    Engine { inner }
+}
+
+/// Buffers for reads and merges. The longest request may touch one block more than its length.
+fn read_pool(bytes: usize) -> BufPool {
+    let longest = SERVICE_CHUNK_BYTES_MAX + BLOCK_BYTES;
+    BufPool::new(&[
+        PoolClass { bytes: BLOCK_BYTES, count: (bytes / 8 / BLOCK_BYTES).max(64) },
+        PoolClass { bytes: 64 << 10, count: (bytes / 8 / (64 << 10)).max(8) },
+        PoolClass { bytes: longest, count: (bytes * 3 / 4 / longest).max(4) },
+    ])
+}

@@ -1,0 +1,80 @@
+//! Re-logging: what cannot be written back moves from the tail to the head, so that it never pins the ring.
+
+use super::Inner;
+use super::window::RangeItem;
+use super::writeback::{Stuck, WindowError};
+use crate::env::Env;
+use crate::format::crc32c;
+use crate::index::RangeKind;
+use crate::log::head::Class;
+use crate::service::ServiceError;
+use crate::sync::{LockMode, StripeRequest};
+use std::sync::Arc;
+
+fn cache_error(error: ServiceError) -> WindowError {
+    WindowError::Cache(format!("re-logging failed: {error}"))
+}
+
+impl<E: Env> Inner<E> {
+    /// Moves stuck blocks to the head: intact data as dirty, lost data as poison.
+    pub(super) async fn relog(self: &Arc<Self>, stuck: Vec<Stuck>) -> Result<(), WindowError> {
+        for stuck in stuck {
+            let block = stuck.item.addr.block();
+            let exclusive =
+                StripeRequest { volume: stuck.item.addr.volume(), blocks: block..block + 1, mode: LockMode::Exclusive };
+            let _locked = self.stripes.acquire(&[exclusive]).await;
+            let current = self.index.lookup(stuck.item.addr);
+            let superseded = current.is_none_or(|current| current.slot != stuck.item.slot)
+                || self.piece_at(block).is_some_and(|piece| piece.pos >= stuck.item.pos);
+            if superseded {
+                continue; // an overwrite came first; it is ≤ D once the commit below is done
+            }
+            match stuck.data {
+                Some(data) => {
+                    tracing::warn!("block {block} cannot be written to the backing device; it stays in the cache");
+                    let mut reservation = self.reserve_internal().await.map_err(cache_error)?;
+                    reservation.payload_mut(0).copy_from_slice(&data);
+                    self.put_payload(&mut reservation, 0, stuck.item.addr, stuck.item.mask, crc32c(&data));
+                    let submit = self.head.publish(reservation);
+                    self.submit(submit);
+                }
+                None => {
+                    self.relog_range(RangeKind::Poison, block..block + 1).await.map_err(cache_error)?;
+                    self.index.set_clean_if(stuck.item.addr, stuck.item.slot);
+                }
+            }
+        }
+        self.commit_to(self.head.newest()).await.map_err(cache_error)
+    }
+
+    /// Moves poisoned ranges to the head; nothing else can be done with them.
+    pub(super) async fn relog_poison(self: &Arc<Self>, ranges: Vec<RangeItem>) -> Result<(), WindowError> {
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        for range in ranges {
+            let volume = self.served.volume.id;
+            let exclusive = StripeRequest { volume, blocks: range.blocks.clone(), mode: LockMode::Exclusive };
+            let _locked = self.stripes.acquire(&[exclusive]).await;
+            for block in range.blocks.clone() {
+                let same = self.piece_at(block).is_some_and(|piece| piece.pos == range.pos);
+                let overwritten =
+                    self.index.lookup(self.addr(block)).is_some_and(|entry| self.segments.pos(entry.slot) > range.pos);
+                if same && !overwritten {
+                    self.relog_range(RangeKind::Poison, block..block + 1).await.map_err(cache_error)?;
+                }
+            }
+        }
+        self.commit_to(self.head.newest()).await.map_err(cache_error)
+    }
+
+    async fn reserve_internal(self: &Arc<Self>) -> Result<crate::log::head::Reservation, ServiceError> {
+        self.space.wait_until(|| self.try_reserve(1, Class::Internal).transpose()).await
+    }
+
+    async fn relog_range(self: &Arc<Self>, kind: RangeKind, blocks: std::ops::Range<u64>) -> Result<(), ServiceError> {
+        let reservation = self.space.wait_until(|| self.try_reserve_range(Class::Internal).transpose()).await?;
+        self.publish_range(reservation, kind, blocks);
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! What a running engine tells about itself, and how it ends.
+
+use super::{Engine, RecoveryReport};
+use crate::env::Env;
+use crate::format::{Counters, Volume};
+use crate::service::ServiceError;
+use crate::types::*;
+use std::sync::atomic::Ordering;
+use uuid::Uuid;
+
+/// A running engine, at one moment.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The cache.
+    pub uuid: Uuid,
+    /// The volume.
+    pub volume: Volume,
+    /// Served read-only.
+    pub read_only: bool,
+    /// Bytes that the backing device does not have yet.
+    pub dirty_bytes: u64,
+    /// Bytes in the cache.
+    pub cached_bytes: u64,
+    /// Zeroed and discarded ranges in memory.
+    pub range_pieces: usize,
+    /// Lifetime counters.
+    pub counters: Counters,
+    /// Segments free for writing, and all good ones.
+    pub free_segments: (u32, u32),
+    /// The newest record.
+    pub head: Seq,
+    /// D.
+    pub durable: Seq,
+    /// Oldest record not written back.
+    pub dirty_tail: Seq,
+    /// Oldest valid record.
+    pub log_tail: Seq,
+    /// Current lineage.
+    pub epoch: Epoch,
+    /// Memory of the index.
+    pub index_bytes: u64,
+    /// Why writes fail, if they do.
+    pub failure: Option<String>,
+    /// Why the last write-back failed, if it did.
+    pub writeback_error: Option<String>,
+    /// A drain is under way.
+    pub draining: bool,
+    /// What the start found.
+    pub recovery: RecoveryReport,
+}
+
+impl<E: Env> Engine<E> {
+    /// A snapshot; its parts may be some microseconds apart.
+    pub fn status(&self) -> Status {
+        let inner = &self.inner;
+        let (log_tail, dirty_tail) = inner.anchors.tails();
+        let zeroed = inner.served.ranges.lock().expect("not poisoned").dirty_blocks();
+        Status {
+            uuid: inner.superblock.uuid,
+            volume: inner.served.volume.clone(),
+            read_only: inner.served.read_only,
+            dirty_bytes: (inner.index.dirty_len() + zeroed) * BLOCK_BYTES_U64,
+            cached_bytes: inner.index.len() * BLOCK_BYTES_U64,
+            range_pieces: inner.served.range_pieces.load(Ordering::SeqCst),
+            counters: inner.counters.snapshot(),
+            free_segments: inner.head.free_segments(),
+            head: inner.head.newest(),
+            durable: inner.head.durable().0,
+            dirty_tail,
+            log_tail,
+            epoch: inner.head.epoch().0,
+            index_bytes: inner.index.memory_bytes(),
+            failure: inner.failure.lock().expect("not poisoned").clone(),
+            writeback_error: inner.writeback.last_error.lock().expect("not poisoned").clone(),
+            draining: inner.writeback.drain_to.load(Ordering::SeqCst) >= dirty_tail.0,
+            recovery: inner.recovery.clone(),
+        }
+    }
+
+    /// Writes everything back that is in the cache now. Dropping the future ends the wait, not the work.
+    pub async fn drain(&self) -> Result<(), ServiceError> {
+        self.inner.drain().await
+    }
+
+    /// Clean stop: requests under way end, later ones are refused, everything becomes durable, the clean mark is set.
+    /// Dirty data stays in the cache. An error means that the stop was not clean; the next start recovers.
+    pub async fn stop(&self) -> Result<(), String> {
+        let inner = &self.inner;
+        inner.quiesce().await;
+        inner.stop_maintenance().await;
+        if let Some(failure) = inner.failure.lock().expect("not poisoned").clone() {
+            return Err(failure);
+        }
+        inner.commit_to(inner.head.newest()).await.map_err(|error| error.to_string())?;
+        inner.anchor_clean().await.map_err(|error| error.to_string())
+    }
+}

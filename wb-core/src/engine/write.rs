@@ -1,0 +1,281 @@
+//! Writes.
+//!
+//! *Reserve last*: the payload is in memory, the merge has been read and checked, the range is locked. Then slots are
+//! reserved, filled, published and acknowledged without any wait in between [half-sent NBD write blocks everyone's flush].
+//! Of overlapping writes the one later in the log wins in the index, whoever publishes last.
+//!
+//! Writes of parts of a block merge what the cache has. They hold their block's lock exclusively from before that read
+//! until they are published, whole blocks hold it shared [old merge overwrites newer data].
+
+use super::Inner;
+use super::counters::count;
+use crate::env::{Env, PlantedBug};
+use crate::format::{Entry, EntryKind, crc32c};
+use crate::io::Buf;
+use crate::log::head::{Class, Reservation};
+use crate::service::{PayloadSource, ServiceError};
+use crate::sync::{LockMode, StripeRequest};
+use crate::types::*;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Payload of zeroes.
+pub(super) struct Zeroes;
+
+impl PayloadSource for Zeroes {
+    fn copy_to(&self, _offset: usize, dst: &mut [u8]) -> Result<(), ServiceError> {
+        dst.fill(0);
+        Ok(())
+    }
+}
+
+/// A block of which only some sectors are written, merged with what the cache has.
+struct Merged {
+    block: u64,
+    bytes: Buf,
+    mask: SectorMask,
+}
+
+/// The bytes of a write, by block.
+#[derive(Clone)]
+struct Extent {
+    offset: u64,
+    len: usize,
+}
+
+impl Extent {
+    fn blocks(&self) -> Range<u64> {
+        self.offset / BLOCK_BYTES_U64..(self.offset + self.len as u64).div_ceil(BLOCK_BYTES_U64)
+    }
+    /// The bytes of `block` that are written: start within the block, length.
+    fn within(&self, block: u64) -> (usize, usize) {
+        let start = block * BLOCK_BYTES_U64;
+        let from = self.offset.max(start);
+        let to = (self.offset + self.len as u64).min(start + BLOCK_BYTES_U64);
+        ((from - start) as usize, (to - from) as usize)
+    }
+    fn is_partial(&self, block: u64) -> bool {
+        self.within(block).1 < BLOCK_BYTES
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Refuses ranges outside the volume or not aligned to its sectors.
+    pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<(), ServiceError> {
+        let sector = u64::from(self.served.volume.sector_bytes);
+        let end = offset.checked_add(len).ok_or(ServiceError::Invalid)?;
+        let aligned = offset.is_multiple_of(sector) && len.is_multiple_of(sector);
+        if aligned && end <= self.served.volume.size_bytes { Ok(()) } else { Err(ServiceError::Invalid) }
+    }
+
+    /// Refuses what may not change the volume now.
+    pub(super) fn check_writable(&self) -> Result<(), ServiceError> {
+        if self.served.read_only {
+            return Err(ServiceError::ReadOnly);
+        }
+        if self.is_failed() { Err(ServiceError::Io) } else { Ok(()) }
+    }
+
+    /// Writes a range that lies within the volume. Gives the last record that holds some of it.
+    ///
+    /// Waits for room in the log without holding a lock: whoever makes room may need the locks for re-logging.
+    pub(super) async fn write_range<P: PayloadSource + ?Sized>(
+        self: &Arc<Self>,
+        offset: u64,
+        len: usize,
+        payload: &P,
+    ) -> Result<Seq, ServiceError> {
+        let whole = Extent { offset, len };
+        let mut next = whole.blocks().start;
+        let mut last = Seq(0);
+        while next < whole.blocks().end {
+            self.wait_for_room().await?;
+            let done = (next * BLOCK_BYTES_U64).saturating_sub(offset);
+            let rest = Extent { offset: offset + done, len: len - done as usize };
+            let _locked = self.stripes.acquire(&self.locks_for(&rest)).await;
+            let merged = self.merge_edges(&whole, &rest, payload).await?;
+            while next < whole.blocks().end {
+                self.env.yield_point().await;
+                let Some(reservation) = self.try_reserve((whole.blocks().end - next) as usize, Class::User)? else {
+                    break; // no room after all: wait for it without the locks, and merge anew
+                };
+                last = reservation.record.seq;
+                let count = reservation.count as u64;
+                self.env.yield_point().await;
+                self.fill_and_publish(reservation, next, &whole, payload, &merged)?;
+                next += count;
+            }
+        }
+        Ok(last)
+    }
+
+    fn locks_for(&self, extent: &Extent) -> Vec<StripeRequest> {
+        let volume = self.served.volume.id;
+        let blocks = extent.blocks();
+        let mut requests = vec![StripeRequest { volume, blocks: blocks.clone(), mode: LockMode::Shared }];
+        if self.config.has_bug(PlantedBug::UnlockedMerge) {
+            return requests;
+        }
+        for edge in [blocks.start, blocks.end - 1] {
+            if extent.is_partial(edge) {
+                requests.push(StripeRequest { volume, blocks: edge..edge + 1, mode: LockMode::Exclusive });
+            }
+        }
+        requests
+    }
+
+    /// Merges the first and last block of `rest` if only a part of them is written.
+    async fn merge_edges<P: PayloadSource + ?Sized>(
+        self: &Arc<Self>,
+        whole: &Extent,
+        rest: &Extent,
+        payload: &P,
+    ) -> Result<Vec<Merged>, ServiceError> {
+        let blocks = rest.blocks();
+        let mut merged: Vec<Merged> = Vec::new();
+        for block in [blocks.start, blocks.end - 1] {
+            if !rest.is_partial(block) || merged.iter().any(|other| other.block == block) {
+                continue;
+            }
+            let (start, len) = rest.within(block);
+            let (mut bytes, mask) = self.cached_block(block).await?;
+            let from = (block * BLOCK_BYTES_U64 + start as u64 - whole.offset) as usize;
+            payload.copy_to(from, &mut bytes[start..start + len])?;
+            let mask = mask.union(SectorMask::range(start / SECTOR_BYTES, len / SECTOR_BYTES));
+            merged.push(Merged { block, bytes, mask });
+        }
+        Ok(merged)
+    }
+
+    /// Waits until a user may reserve something.
+    pub(super) async fn wait_for_room(self: &Arc<Self>) -> Result<(), ServiceError> {
+        self.space
+            .wait_until(|| {
+                if self.is_failed() {
+                    return Some(Err(ServiceError::Io));
+                }
+                if self.head.has_room(Class::User) {
+                    return Some(Ok(()));
+                }
+                self.want_space();
+                None
+            })
+            .await
+    }
+
+    /// Reserves up to `blocks` payload slots if there is room.
+    pub(super) fn try_reserve(
+        self: &Arc<Self>,
+        blocks: usize,
+        class: Class,
+    ) -> Result<Option<Reservation>, ServiceError> {
+        if self.is_failed() {
+            return Err(ServiceError::Io);
+        }
+        match self.head.reserve_payload(class, blocks) {
+            Ok((reservation, submit)) => {
+                self.reserved(&reservation);
+                self.submit(submit);
+                Ok(Some(reservation))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The segment of a reservation is live from now on.
+    pub(super) fn reserved(&self, reservation: &Reservation) {
+        let record = &reservation.record;
+        self.segments.set_pos(record.segment, LogPos(record.pos.0 - u64::from(record.offset_blocks)));
+        if record.offset_blocks == 0 {
+            self.writeback.event.notify_all(); // a new segment: the watermarks may have been crossed
+        }
+    }
+
+    fn fill_and_publish<P: PayloadSource + ?Sized>(
+        self: &Arc<Self>,
+        mut reservation: Reservation,
+        first: u64,
+        extent: &Extent,
+        payload: &P,
+        merged: &[Merged],
+    ) -> Result<(), ServiceError> {
+        let mut outcome = Ok(());
+        for index in 0..reservation.count {
+            let block = first + index as u64;
+            let out = reservation.payload_mut(index);
+            let mask = match merged.iter().find(|merged| merged.block == block) {
+                Some(merged) => {
+                    out.copy_from_slice(&merged.bytes);
+                    merged.mask
+                }
+                None => {
+                    let from = (block * BLOCK_BYTES_U64 - extent.offset) as usize;
+                    outcome = outcome.and_then(|()| payload.copy_to(from, out));
+                    SectorMask::FULL
+                }
+            };
+            if outcome.is_err() {
+                reservation.put_entry(index, &Entry::VOID);
+                continue;
+            }
+            let crc = crc32c(out);
+            self.put_payload(&mut reservation, index, self.addr(block), mask, crc);
+        }
+        let submit = self.head.publish(reservation);
+        self.submit(submit);
+        outcome
+    }
+
+    /// Writes the entry of a filled payload block and makes it visible, unless something later in the log already is.
+    pub(super) fn put_payload(
+        &self,
+        reservation: &mut Reservation,
+        index: usize,
+        addr: BlockAddr,
+        mask: SectorMask,
+        crc: u32,
+    ) {
+        reservation.put_entry(index, &Entry::payload(addr, EntryKind::Dirty, crc, mask));
+        let slot = self.geometry.slot(reservation.record.segment, reservation.block(index));
+        let pos = reservation.pos(index);
+        if let Some(crcs) = self.index.crcs() {
+            crcs.set(slot, crc);
+        }
+        let published = self.index.upsert(addr, slot, mask, true, |existing| self.segments.pos(existing) < pos);
+        published.expect("the index has room for every slot of the ring");
+    }
+
+    /// The whole write request.
+    pub(super) async fn write<P: PayloadSource + ?Sized>(
+        self: &Arc<Self>,
+        offset: u64,
+        len: usize,
+        payload: &P,
+        fua: bool,
+    ) -> Result<(), ServiceError> {
+        let _operation = self.begin()?;
+        self.check_range(offset, len as u64)?;
+        self.check_writable()?;
+        count(&self.counters.user_writes, 1);
+        count(&self.counters.user_write_bytes, len as u64);
+        if len == 0 {
+            return Ok(());
+        }
+        let last = self.write_range(offset, len, payload).await?;
+        if fua { self.commit_to(last).await } else { Ok(()) }
+    }
+
+    /// Makes everything durable that was completed before.
+    pub(super) async fn flush(self: &Arc<Self>) -> Result<(), ServiceError> {
+        let _operation = self.begin()?;
+        count(&self.counters.user_flushes, 1);
+        self.commit_to(self.head.newest()).await
+    }
+
+    /// Stops admitting requests and waits until those under way are done.
+    pub(super) async fn quiesce(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.idle.wait_until(|| (self.operations.load(Ordering::SeqCst) == 0).then_some(())).await;
+    }
+}
