@@ -104,10 +104,12 @@ impl AddressWidths {
     }
 
     /// The address with the gap between volume and block removed, if both fit.
+    #[inline]
     fn pack(self, addr: BlockAddr) -> Option<u64> {
         let (volume, block) = (u64::from(addr.volume().0), addr.block());
-        let fits = volume >> self.volume_bits == 0 && block >> self.block_bits == 0;
-        fits.then_some(volume << self.block_bits | block)
+        // Widths are below 64, so wrapping shifts do not wrap.
+        let fits = volume.wrapping_shr(self.volume_bits) | block.wrapping_shr(self.block_bits) == 0;
+        fits.then_some(volume.wrapping_shl(self.block_bits) | block)
     }
 
     fn unpack(self, packed: u64) -> BlockAddr {
@@ -197,6 +199,7 @@ impl Index {
     }
 
     /// Shard and quotient of an address.
+    #[inline]
     fn locate(&self, addr: BlockAddr) -> Option<(&Shard, u64)> {
         let permuted = self.permutation.apply(self.widths.pack(addr)?);
         let (shard, quotient) = self.geometry.split_shard(permuted);

@@ -9,6 +9,7 @@
 #[derive(Debug, Clone)]
 pub struct Permutation {
     mask: u64,
+    /// Below 64; shifted by without a check, as this runs for every block of every request.
     shift: u32,
     rounds: [Round; ROUNDS],
 }
@@ -58,7 +59,7 @@ impl Permutation {
         debug_assert!(x <= self.mask);
         for round in &self.rounds {
             x = x.wrapping_add(round.add).wrapping_mul(round.factor) & self.mask;
-            x ^= x >> self.shift;
+            x ^= x.wrapping_shr(self.shift);
         }
         x
     }
@@ -68,7 +69,7 @@ impl Permutation {
     pub fn invert(&self, mut y: u64) -> u64 {
         debug_assert!(y <= self.mask);
         for round in self.rounds.iter().rev() {
-            y ^= y >> self.shift;
+            y ^= y.wrapping_shr(self.shift);
             y = y.wrapping_mul(round.inverse).wrapping_sub(round.add) & self.mask;
         }
         y

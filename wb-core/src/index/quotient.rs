@@ -64,8 +64,10 @@ impl Divisor {
     #[inline]
     fn div_rem(&self, x: u64) -> (u64, u64) {
         debug_assert!(x >> ADDRESS_BITS_MAX == 0);
-        let quotient = ((u128::from(x) * u128::from(self.multiplier)) >> 64) as u64 >> self.shift;
-        (quotient, x - quotient * self.n)
+        let high = ((u128::from(x) * u128::from(self.multiplier)) >> 64) as u64;
+        // Wrapping means unchecked here: the shift is below 64, and quotient x n is at most x.
+        let quotient = high.wrapping_shr(self.shift);
+        (quotient, x.wrapping_sub(quotient.wrapping_mul(self.n)))
     }
 }
 
@@ -78,10 +80,12 @@ pub struct Home {
     pub key: u64,
 }
 
-/// Sizes and bit positions of a table.
+/// Sizes and bit positions of a table. All shifts are below 64, by construction; the hot functions shift without
+/// checking that again.
 #[derive(Debug, Clone)]
 pub struct Geometry {
     shard_bits: u32,
+    shard_mask: u64,
     buckets: Divisor,
     slot_mask: u64,
     /// The bit of the choice; everything above is the remainder.
@@ -103,6 +107,7 @@ impl Geometry {
         assert!(used_bits <= u64::BITS, "an entry needs {used_bits} bits");
         Geometry {
             shard_bits,
+            shard_mask: (1 << shard_bits) - 1,
             buckets,
             slot_mask: (1 << slot_bits) - 1,
             choice: 1 << (SLOT_SHIFT + slot_bits),
@@ -128,7 +133,7 @@ impl Geometry {
     /// Shard and q of a permuted address.
     #[inline]
     pub fn split_shard(&self, permuted: u64) -> (usize, u64) {
-        ((permuted & ((1 << self.shard_bits) - 1)) as usize, permuted >> self.shard_bits)
+        ((permuted & self.shard_mask) as usize, permuted.wrapping_shr(self.shard_bits))
     }
 
     /// The permuted address of a shard and q.
@@ -140,24 +145,25 @@ impl Geometry {
     #[inline]
     pub fn home(&self, quotient: u64) -> Home {
         let (remainder, bucket) = self.buckets.div_rem(quotient);
-        Home { bucket: bucket as usize, key: remainder << self.remainder_shift }
+        Home { bucket: bucket as usize, key: remainder.wrapping_shl(self.remainder_shift) }
     }
 
     /// How far the alternate bucket of a remainder is from its home, in `1..buckets`.
     #[inline]
     fn distance(&self, word: u64) -> u64 {
-        let remainder = word >> self.remainder_shift;
-        let mixed = (remainder ^ remainder >> 32).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        1 + ((u128::from(mixed) * u128::from(self.buckets.n - 1)) >> 64) as u64
+        // The remainder is a part of a permuted address; a multiplicative hash spreads those that are small.
+        let remainder = word.wrapping_shr(self.remainder_shift);
+        let mixed = remainder.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((u128::from(mixed) * u128::from(self.buckets.n.wrapping_sub(1))) >> 64) as u64 + 1
     }
 
     /// The other bucket in which the entry `word` (or key) of `bucket` may lie. There its choice bit is flipped.
     #[inline]
     pub fn other_bucket(&self, bucket: usize, word: u64) -> usize {
         let (bucket, distance, n) = (bucket as u64, self.distance(word), self.buckets.n);
-        let other = if word & self.choice == 0 { bucket + distance } else { bucket + n - distance };
-        (if other >= n { other - n } else { other }) as usize
+        let forward = if word & self.choice == 0 { distance } else { n.wrapping_sub(distance) };
+        let other = bucket.wrapping_add(forward);
+        (if other >= n { other.wrapping_sub(n) } else { other }) as usize
     }
 
     /// The q of an entry that lies in `bucket`.

@@ -166,50 +166,58 @@ impl Shard {
         let mut state = lock(&self.state);
         let place = self.find(geometry, &state, quotient, home);
         let before = place.as_ref().map(|place| geometry.unpack(place.word()));
-        let after = match (change(before)?, before) {
-            (Action::Keep, _) | (Action::SetClean | Action::Remove, None) => return Ok(before),
-            (Action::SetClean, Some(entry)) => Some(Entry { dirty: false, ..entry }),
-            (Action::Set(entry), _) => Some(entry),
-            (Action::Remove, Some(_)) => None,
-        };
-        match (place, after) {
-            (Some(place), Some(entry)) => self.replace(geometry, &mut state, quotient, place, entry),
-            (Some(place), None) => {
-                self.remove(&mut state, quotient, place, stashed);
-                self.unstash(geometry, &mut state, stashed);
+        match (change(before)?, place) {
+            (Action::Keep, _) | (Action::SetClean | Action::Remove, None) => {}
+            (Action::SetClean, Some(place)) => {
+                self.write(geometry, &mut state, quotient, place, |entry| entry.dirty = false)
             }
-            (None, Some(entry)) => {
-                if !self.insert(geometry, &mut state, home, geometry.pack(home.key, entry)) {
+            (Action::Set(new), Some(place)) => self.write(geometry, &mut state, quotient, place, |entry| *entry = new),
+            (Action::Set(new), None) => {
+                let word = geometry.pack(home.key, new);
+                if !self.insert(geometry, &mut state, home, word) {
                     // Relaxed is enough: the count alone matters.
                     let room = |count| (count < stash_max).then_some(count + 1);
                     stashed.fetch_update(Relaxed, Relaxed, room).map_err(|_| IndexError::Full)?;
-                    state.stash.insert(quotient, geometry.pack(home.key, entry));
+                    state.stash.insert(quotient, word);
                 }
+                self.count(1, i64::from(new.dirty));
             }
-            (None, None) => unreachable!("nothing is removed where nothing is"),
+            (Action::Remove, Some(place)) => {
+                let entry = geometry.unpack(place.word());
+                self.remove(&mut state, quotient, place, stashed);
+                self.unstash(geometry, &mut state, stashed);
+                self.count(-1, -i64::from(entry.dirty));
+            }
         }
-        self.count(before, after);
         Ok(before)
     }
 
     /// Keeps the counters. Under the lock, so load and store need not be one step.
-    fn count(&self, before: Option<Entry>, after: Option<Entry>) {
-        let update = |counter: &AtomicU64, was: bool, is: bool| {
-            if was != is {
-                counter.store(counter.load(Relaxed) + u64::from(is) - u64::from(was), Relaxed);
-            }
-        };
-        let dirty = |entry: Option<Entry>| entry.is_some_and(|entry| entry.dirty);
-        update(&self.len, before.is_some(), after.is_some());
-        update(&self.dirty, dirty(before), dirty(after));
+    #[inline]
+    fn count(&self, entries: i64, dirty: i64) {
+        self.len.store(self.len.load(Relaxed).wrapping_add_signed(entries), Relaxed);
+        self.dirty.store(self.dirty.load(Relaxed).wrapping_add_signed(dirty), Relaxed);
     }
 
-    fn replace(&self, geometry: &Geometry, state: &mut State, quotient: u64, place: Place, entry: Entry) {
-        let word = geometry.pack(geometry.key_of(place.word()), entry);
+    /// Changes an entry where it is.
+    #[inline]
+    fn write(
+        &self,
+        geometry: &Geometry,
+        state: &mut State,
+        quotient: u64,
+        place: Place,
+        change: impl FnOnce(&mut Entry),
+    ) {
+        let before = geometry.unpack(place.word());
+        let mut after = before;
+        change(&mut after);
+        let word = geometry.pack(geometry.key_of(place.word()), after);
         match place {
             Place::Table { bucket, at, .. } => self.buckets[bucket].set(at, word),
             Place::Stash { .. } => _ = state.stash.insert(quotient, word),
         }
+        self.count(0, i64::from(after.dirty) - i64::from(before.dirty));
     }
 
     fn remove(&self, state: &mut State, quotient: u64, place: Place, stashed: &AtomicU64) {
@@ -224,10 +232,10 @@ impl Shard {
 
     /// After a removal: tries to bring an entry of the stash back. Not during a sweep, which visits the stash last.
     fn unstash(&self, geometry: &Geometry, state: &mut State, stashed: &AtomicU64) {
-        if state.swept.is_some() {
+        if state.stash.is_empty() || state.swept.is_some() {
             return;
         }
-        let Some((quotient, word)) = state.stash.pop_first() else { return };
+        let (quotient, word) = state.stash.pop_first().expect("not empty");
         if self.insert(geometry, state, geometry.home(quotient), word) {
             stashed.fetch_sub(1, Relaxed);
         } else {
@@ -353,7 +361,7 @@ impl<'a> Sweep<'a> {
             let entry = geometry.unpack(word);
             let remove = visit(addr, entry) == SweepAction::Remove;
             if remove {
-                shard.count(Some(entry), None);
+                shard.count(-1, -i64::from(entry.dirty));
             }
             remove
         };

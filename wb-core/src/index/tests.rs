@@ -268,7 +268,7 @@ fn a_sweep_misses_nothing_while_others_insert() {
 }
 
 /// Slots of the largest table that is filled: more where code is optimised.
-const FULL_SLOTS_MAX: u64 = if cfg!(debug_assertions) { 4_000_000 } else { 20_000_000 };
+const FULL_SLOTS_MAX: u64 = if cfg!(debug_assertions) { 2_000_000 } else { 20_000_000 };
 
 /// Fills `index` to its last slot with blocks `addr(0..slots)`, then replaces half of them by others, one by one.
 fn fill_and_churn(slots: u64, block_bits: u32, shards: usize, seed: u64, addr: impl Fn(u64) -> u64) {
