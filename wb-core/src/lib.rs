@@ -3,6 +3,7 @@
 //! `docs/ARCHITECTURE.md` is the map of this crate, `docs/FORMAT.md` the specification of what it writes.
 //! Clock, randomness and threads enter through [`env::Env`] alone; the lints in `clippy.toml` hold that.
 
+pub mod check;
 pub mod engine;
 pub mod env;
 pub mod format;

@@ -99,6 +99,16 @@ impl MemDisk {
         put(&mut state.visible, offset, bytes);
         put(&mut state.durable, offset, bytes);
     }
+    /// The whole content, for tests with real files.
+    pub fn content(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.geometry.size_bytes as usize];
+        for (page, content) in &self.state().visible {
+            let start = *page as usize * PAGE;
+            let len = PAGE.min(bytes.len() - start);
+            bytes[start..start + len].copy_from_slice(&content[..len]);
+        }
+        bytes
+    }
     /// Flips one bit, durably.
     pub fn flip(&self, offset: u64, bit: u8) {
         let sector = offset / SECTOR as u64 * SECTOR as u64;

@@ -109,6 +109,40 @@ pub async fn read_range<D: Disk>(disk: &D, offset: ByteOffset, len: usize) -> Re
     result.map(|()| buf).map_err(|error| ScanError::Io { offset: offset.0, error })
 }
 
+/// Reads a whole segment. Blocks that cannot be read are filled with a pattern: one bad sector under some payload must
+/// not keep the cache from starting, and one under a header counts as damage there.
+pub async fn read_segment<D: Disk>(disk: &D, superblock: &Superblock, segment: SegmentNo) -> Result<Buf, ScanError> {
+    let geometry = &superblock.geometry;
+    let whole = read_range(disk, geometry.segment_offset(segment), geometry.segment_bytes as usize).await;
+    let Err(ScanError::Io { error: IoError::Medium | IoError::Other(_), .. }) = whole else { return whole };
+    let mut bytes = Buf::unpooled(geometry.segment_bytes as usize);
+    for block in 0..geometry.segment_blocks() {
+        let target = &mut bytes[block as usize * BLOCK_BYTES..][..BLOCK_BYTES];
+        match read_range(disk, geometry.block_offset(segment, block), BLOCK_BYTES).await {
+            Ok(read) => target.copy_from_slice(&read),
+            Err(ScanError::Io { error: IoError::Gone, offset }) => {
+                return Err(ScanError::Io { error: IoError::Gone, offset });
+            }
+            // No magic begins so, and zeroes would have the checksum of a block of zeroes.
+            Err(_) => target.fill(0xdb),
+        }
+    }
+    Ok(bytes)
+}
+
+/// The self-valid header at the beginning of a segment, read alone; one that cannot be read is none.
+async fn read_first_header<D: Disk>(
+    disk: &D,
+    superblock: &Superblock,
+    segment: SegmentNo,
+) -> Result<Result<RecordHeader, String>, ScanError> {
+    match read_range(disk, superblock.geometry.segment_offset(segment), BLOCK_BYTES).await {
+        Ok(bytes) => Ok(header_at(&bytes, superblock, segment, 0).map_err(|error| error.to_string())),
+        Err(ScanError::Io { error: error @ (IoError::Medium | IoError::Other(_)), .. }) => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
 /// The self-valid header at a block of a segment that was read whole.
 pub fn header_at(
     bytes: &[u8],
@@ -248,8 +282,7 @@ impl<D: Disk> Walk<'_, D> {
     async fn walk_headers(&mut self, segment: SegmentNo) -> Result<Option<ScannedSegment>, ScanError> {
         let geometry = self.superblock.geometry;
         // The first header alone tells most of the segments that are not part of the log.
-        let first = read_range(self.disk, geometry.segment_offset(segment), BLOCK_BYTES).await?;
-        let probe = header_at(&first, self.superblock, segment, 0);
+        let probe = read_first_header(self.disk, self.superblock, segment).await?;
         let (previous_crc, first_epoch_start) = match self.try_accept(probe, true) {
             Ok(header) => (header.previous_crc, header.epoch_start),
             Err(reason) => {
@@ -257,11 +290,11 @@ impl<D: Disk> Walk<'_, D> {
                 return Ok(None);
             }
         };
-        let bytes = read_range(self.disk, geometry.segment_offset(segment), geometry.segment_bytes as usize).await?;
+        let bytes = read_segment(self.disk, self.superblock, segment).await?;
         let mut records: Vec<ScannedRecord> = Vec::new();
         let mut offset = 0;
         while offset < geometry.record_blocks() {
-            let header = header_at(&bytes, self.superblock, segment, offset);
+            let header = header_at(&bytes, self.superblock, segment, offset).map_err(|error| error.to_string());
             match self.try_accept(header, false) {
                 Ok(header) => {
                     let record = ScannedRecord::from(header);
@@ -281,12 +314,8 @@ impl<D: Disk> Walk<'_, D> {
         Ok(Some(ScannedSegment { segment, records, from_summary: false, previous_crc, first_epoch_start }))
     }
 
-    fn try_accept(
-        &mut self,
-        header: Result<RecordHeader, FormatError>,
-        only_probe: bool,
-    ) -> Result<RecordHeader, String> {
-        let header = header.map_err(|error| error.to_string())?;
+    fn try_accept(&mut self, header: Result<RecordHeader, String>, only_probe: bool) -> Result<RecordHeader, String> {
+        let header = header?;
         let mut chain = self.chain.clone();
         chain.accept(&header).map_err(|broken: Broken| broken.to_string())?;
         if !only_probe {
@@ -349,7 +378,6 @@ impl<D: Disk> Walk<'_, D> {
     }
 
     async fn begins_with_evidence(&self, segment: SegmentNo) -> Result<bool, ScanError> {
-        let geometry = &self.superblock.geometry;
         let summary = read_summary(self.disk, self.superblock, segment).await;
         let by_summary = summary.is_ok_and(|summary| {
             let last = &summary.records[summary.records.len() - 1];
@@ -358,8 +386,7 @@ impl<D: Disk> Walk<'_, D> {
         if by_summary {
             return Ok(true);
         }
-        let first = read_range(self.disk, geometry.segment_offset(segment), BLOCK_BYTES).await?;
-        let header = header_at(&first, self.superblock, segment, 0);
+        let header = read_first_header(self.disk, self.superblock, segment).await?;
         Ok(header.is_ok_and(|header| self.is_evidence(header.epoch, header.last_seq())))
     }
 
@@ -371,7 +398,7 @@ impl<D: Disk> Walk<'_, D> {
 
     async fn look_into(&mut self, segment: SegmentNo, from_blocks: u32) -> Result<u64, ScanError> {
         let geometry = self.superblock.geometry;
-        let bytes = read_range(self.disk, geometry.segment_offset(segment), geometry.segment_bytes as usize).await?;
+        let bytes = read_segment(self.disk, self.superblock, segment).await?;
         let mut found = 0;
         for offset in from_blocks..geometry.record_blocks() {
             let Ok(header) = header_at(&bytes, self.superblock, segment, offset) else { continue };
@@ -396,13 +423,11 @@ impl<D: Disk> Walk<'_, D> {
         behind: u64,
     ) -> Result<Option<TornTail>, ScanError> {
         self.release(sink);
-        let geometry = self.superblock.geometry;
         let pending = std::mem::take(&mut self.pending);
         let total: u64 = pending.iter().map(|segment| segment.records.len() as u64).sum();
         let mut kept = 0;
         for mut segment in pending {
-            let offset = geometry.segment_offset(segment.segment);
-            let bytes = read_range(self.disk, offset, geometry.segment_bytes as usize).await?;
+            let bytes = read_segment(self.disk, self.superblock, segment.segment).await?;
             let bad = segment.records.iter().position(|record| {
                 record.last_seq() > self.durable && self.incomplete(&bytes, segment.segment, record).is_some()
             });
