@@ -8,6 +8,6 @@ use wb_cli::exit::Exit;
 pub fn run(plan: DaemonPlan, ctx: &mut Context) -> anyhow::Result<Exit> {
     match plan {
         DaemonPlan::Client { control, requests } => wb_cli::daemon_client::run(&control, &requests, ctx),
-        DaemonPlan::Run(_) => anyhow::bail!("this build of wb-daemon cannot serve yet"),
+        DaemonPlan::Run(plan) => wb_daemon::serve::run(*plan),
     }
 }

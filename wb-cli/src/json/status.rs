@@ -110,8 +110,6 @@ pub struct Counters {
     pub read_hits: u64,
     /// Blocks read by clients that came from the backing device.
     pub read_misses: u64,
-    /// Writes to blocks that were in the cache.
-    pub write_hits: u64,
     /// Write commands to the cache device.
     pub cache_writes: u64,
     /// Their bytes.

@@ -96,6 +96,21 @@ impl<E: Env> Inner<E> {
         self.write_both(anchor, None).await
     }
 
+    /// After a drain: an empty log, so that the volume can be forgotten. Nothing may be logged any more.
+    pub(super) async fn anchor_empty(self: &Arc<Self>) -> Result<(), MetaError> {
+        let _turn = self.anchors.lock.lock().await;
+        let mut anchor = self.next_anchor();
+        let head = self.head.newest();
+        assert!(head == anchor.durable && anchor.dirty_tail > head, "everything has been written back");
+        let Some(segment) = self.head.next_free_segment() else { return Err(MetaError::NoFreeSegment) };
+        anchor.log_tail = head.next();
+        anchor.log_tail_segment = segment;
+        anchor.dirty_tail = head.next();
+        anchor.clean = Some(CleanMark { head, segment });
+        anchor.probes.clear();
+        self.write_both(anchor, None).await
+    }
+
     async fn write_both(self: &Arc<Self>, mut anchor: Anchor, probes: Option<ProbeSet>) -> Result<(), MetaError> {
         if let Some(probes) = probes {
             anchor.probes.retain(|set| set.volume != probes.volume);

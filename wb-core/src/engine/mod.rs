@@ -10,6 +10,7 @@ mod commit;
 mod config;
 mod counters;
 mod locate;
+mod memory;
 mod ranges;
 mod read;
 mod reclaim;
@@ -29,7 +30,6 @@ pub use config::EngineConfig;
 pub use recovery::{OpenError, OpenOptions, RecoveryReport};
 pub use service::VolumeHandle;
 pub use status::Status;
-pub use writeback::DrainProgress;
 
 use crate::env::Env;
 use crate::format::{Geometry, Superblock, Volume};

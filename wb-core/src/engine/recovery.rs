@@ -103,6 +103,7 @@ struct Loading<'a> {
     dirty_tail: Seq,
     live: VecDeque<LiveSegment>,
     next_pos: u64,
+    now_unix_ns: u64,
     last: Option<ScannedSegment>,
     error: Option<OpenError>,
 }
@@ -137,6 +138,7 @@ impl Loading<'_> {
             pos,
             first_seq: scanned.records[0].seq,
             last_seq: scanned.records.last().map(|record| record.last_seq()),
+            opened_unix_ns: self.now_unix_ns,
             summary_in_flight: false,
         });
         self.last = Some(scanned);
@@ -216,6 +218,7 @@ impl<E: Env> Engine<E> {
             dirty_tail: meta.anchor.dirty_tail,
             live: VecDeque::new(),
             next_pos: u64::from(meta.superblock.geometry.segment_blocks()),
+            now_unix_ns: env.wall_ns(),
             last: None,
             error: None,
         };
@@ -422,7 +425,7 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
         commit: CommitState::new(),
         space: WaitQueue::new(),
         anchors: AnchorState::new(parts.anchor),
-        writeback: WritebackState::new(),
+        writeback: WritebackState::new(config.writeback_start_percent, config.writeback_stop_percent),
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
         stopping: AtomicBool::new(false),

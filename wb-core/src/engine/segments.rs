@@ -42,6 +42,11 @@ impl SegmentTable {
         SegmentTable { geometry, cells: cells.collect(), unpinned: WaitQueue::new() }
     }
 
+    /// Bytes of the table.
+    pub fn memory_bytes(&self) -> u64 {
+        (self.cells.len() * size_of::<Cell>()) as u64
+    }
+
     /// Notes where a segment's first block lies in the log; 0: it is free.
     pub fn set_pos(&self, segment: SegmentNo, pos: LogPos) {
         self.cells[segment.0 as usize].pos.store(pos.0, Ordering::SeqCst);

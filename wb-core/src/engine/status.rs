@@ -3,6 +3,7 @@
 use super::{Engine, RecoveryReport};
 use crate::env::Env;
 use crate::format::{Counters, Volume};
+use crate::meta;
 use crate::service::ServiceError;
 use crate::types::*;
 use std::sync::atomic::Ordering;
@@ -45,6 +46,14 @@ pub struct Status {
     pub writeback_error: Option<String>,
     /// A drain is under way.
     pub draining: bool,
+    /// Write-back by watermark is going on.
+    pub writing_back: bool,
+    /// Start and stop watermark in percent.
+    pub watermarks: (u64, u64),
+    /// Wall-clock time at which the oldest segment with dirty data was opened, at the latest.
+    pub oldest_dirty_unix_ns: Option<u64>,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
     /// What the start found.
     pub recovery: RecoveryReport,
 }
@@ -73,6 +82,12 @@ impl<E: Env> Engine<E> {
             failure: inner.failure.lock().expect("not poisoned").clone(),
             writeback_error: inner.writeback.last_error.lock().expect("not poisoned").clone(),
             draining: inner.writeback.drain_to.load(Ordering::SeqCst) >= dirty_tail.0,
+            writing_back: inner.writeback.is_running(),
+            watermarks: inner.writeback.watermarks(),
+            oldest_dirty_unix_ns: (dirty_tail <= inner.head.newest())
+                .then(|| inner.head.segments_from(dirty_tail, 1).first().map(|live| live.opened_unix_ns))
+                .flatten(),
+            segment_bytes: inner.geometry.segment_bytes.into(),
             recovery: inner.recovery.clone(),
         }
     }
@@ -80,6 +95,26 @@ impl<E: Env> Engine<E> {
     /// Writes everything back that is in the cache now. Dropping the future ends the wait, not the work.
     pub async fn drain(&self) -> Result<(), ServiceError> {
         self.inner.drain().await
+    }
+
+    /// Changes the watermarks of write-back, in percent of the segments.
+    pub fn set_watermarks(&self, start: u64, stop: u64) {
+        self.inner.writeback.set_watermarks(start, stop);
+    }
+
+    /// Ends the service for good: clean stop of a drained cache, which then forgets its backing device.
+    pub async fn detach(&self) -> Result<(), String> {
+        self.stop().await?;
+        let inner = &self.inner;
+        let (_, dirty_tail) = inner.anchors.tails();
+        if dirty_tail <= inner.head.newest() {
+            return Err("the cache holds dirty data again: drain once more".into());
+        }
+        inner.anchor_empty().await.map_err(|error| error.to_string())?;
+        let mut table = meta::load(&*inner.cache).await.map_err(|error| error.to_string())?.volumes;
+        table.generation += 1;
+        table.volumes.retain(|volume| volume.id != inner.served.volume.id);
+        meta::write_volumes(&*inner.cache, &inner.superblock, &table).await.map_err(|error| error.to_string())
     }
 
     /// Clean stop: requests under way end, later ones are refused, everything becomes durable, the clean mark is set.

@@ -36,11 +36,13 @@ pub(super) struct WritebackState {
     stop: AtomicBool,
     stopped: AtomicBool,
     backoff_ns: AtomicU64,
+    start_percent: AtomicU64,
+    stop_percent: AtomicU64,
     pub last_error: Mutex<Option<String>>,
 }
 
 impl WritebackState {
-    pub fn new() -> WritebackState {
+    pub fn new(start_percent: u32, stop_percent: u32) -> WritebackState {
         WritebackState {
             event: WaitQueue::new(),
             space_wanted: AtomicBool::new(false),
@@ -49,18 +51,26 @@ impl WritebackState {
             stop: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             backoff_ns: AtomicU64::new(0),
+            start_percent: AtomicU64::new(start_percent.into()),
+            stop_percent: AtomicU64::new(stop_percent.into()),
             last_error: Mutex::new(None),
         }
     }
-}
 
-/// How far a drain is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DrainProgress {
-    /// Dirty blocks left.
-    pub dirty_blocks: u64,
-    /// True when the drain has reached its goal.
-    pub done: bool,
+    /// Start and stop watermark in percent of the segments.
+    pub fn watermarks(&self) -> (u64, u64) {
+        (self.start_percent.load(Ordering::SeqCst), self.stop_percent.load(Ordering::SeqCst))
+    }
+    /// Changes them.
+    pub fn set_watermarks(&self, start: u64, stop: u64) {
+        self.start_percent.store(start, Ordering::SeqCst);
+        self.stop_percent.store(stop, Ordering::SeqCst);
+        self.event.notify_all();
+    }
+    /// True while write-back by watermark goes on.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
 }
 
 enum Work {
@@ -168,10 +178,10 @@ impl<E: Env> Inner<E> {
             return Some(Work::Window);
         }
         let dirty = self.head.segments_from(dirty_tail, usize::MAX).len() as u64 * 100;
-        let (start, stop) = (self.config.writeback_start_percent, self.config.writeback_stop_percent);
-        if dirty >= u64::from(start) * u64::from(usable) {
+        let (start, stop) = state.watermarks();
+        if dirty >= start * u64::from(usable) {
             state.running.store(true, Ordering::SeqCst);
-        } else if dirty <= u64::from(stop) * u64::from(usable) {
+        } else if dirty <= stop * u64::from(usable) {
             state.running.store(false, Ordering::SeqCst);
         }
         (has_dirty && state.running.load(Ordering::SeqCst)).then_some(Work::Window)

@@ -226,6 +226,7 @@ pub struct PoolClass {
 
 struct Class {
     bytes: usize,
+    count: usize,
     free: Mutex<(Vec<RawChunk>, Vec<Waker>)>,
 }
 
@@ -261,7 +262,7 @@ impl BufPool {
                 let chunk = std::mem::ManuallyDrop::new(Chunk::new(class.bytes, None));
                 RawChunk { ptr: chunk.ptr, len: chunk.len }
             });
-            Class { bytes: class.bytes, free: Mutex::new((chunks.collect(), Vec::new())) }
+            Class { bytes: class.bytes, count: class.count, free: Mutex::new((chunks.collect(), Vec::new())) }
         };
         BufPool { inner: Arc::new(PoolInner { classes: classes.iter().map(fill).collect() }) }
     }
@@ -269,6 +270,11 @@ impl BufPool {
     /// Bytes of the largest buffer.
     pub fn max_len(&self) -> usize {
         self.inner.classes.last().map_or(0, |class| class.bytes)
+    }
+
+    /// Bytes of all buffers.
+    pub fn memory_bytes(&self) -> u64 {
+        self.inner.classes.iter().map(|class| class.bytes as u64 * class.count as u64).sum()
     }
 
     /// Number of buffers of the largest class that are free now.

@@ -104,6 +104,8 @@ pub struct LiveSegment {
     pub first_seq: Seq,
     /// Last record, once no more can follow in this segment.
     pub last_seq: Option<Seq>,
+    /// When it was opened, wall clock; for people.
+    pub opened_unix_ns: u64,
     /// Its summary is on its way to the device: the segment must not be reused yet.
     pub summary_in_flight: bool,
 }
@@ -400,7 +402,9 @@ impl LogHead {
         state.next_segment = self.geometry.next_segment(segment);
         state.free_segments -= 1;
         let first_seq = state.next_seq;
-        state.live.push_back(LiveSegment { segment, pos, first_seq, last_seq: None, summary_in_flight: false });
+        let opened_unix_ns = (self.wall_unix_ns)();
+        let live = LiveSegment { segment, pos, first_seq, last_seq: None, opened_unix_ns, summary_in_flight: false };
+        state.live.push_back(live);
         state.segment = Some(OpenSegment { segment, pos, next_block: 0, usage: SummaryUsage::default() });
         Ok(())
     }
@@ -576,6 +580,10 @@ impl LogHead {
         live.expect("a segment stays live until its summary is written").summary_in_flight = false;
     }
 
+    /// Bytes of the record buffers.
+    pub fn buffer_bytes(&self) -> u64 {
+        self.buffers.memory_bytes()
+    }
     /// The newest record that has a reservation; 0 before the first.
     pub fn newest(&self) -> Seq {
         Seq(self.lock().next_seq.0 - 1)
@@ -610,6 +618,16 @@ impl LogHead {
     pub fn next_segment(&self) -> SegmentNo {
         let state = self.lock();
         state.segment.as_ref().map_or(state.next_segment, |open| open.segment)
+    }
+
+    /// The segment that would be opened next, if there is a free one.
+    pub fn next_free_segment(&self) -> Option<SegmentNo> {
+        let state = self.lock();
+        let mut segment = state.next_segment;
+        while state.free_segments > 0 && self.bad.is_bad(segment) {
+            segment = self.geometry.next_segment(segment);
+        }
+        (state.free_segments > 0).then_some(segment)
     }
 
     /// The record in memory that holds this position, if it has not been written yet.

@@ -64,6 +64,9 @@ pub enum MetaError {
     /// Both anchors.
     #[error("both anchors are damaged ({0}; {1}); run wb-check --repair")]
     Anchors(String, String),
+    /// The ring has no segment to begin an empty log in.
+    #[error("no segment of the cache is free")]
+    NoFreeSegment,
     /// The cache may be read, not written, by this version.
     #[error("the cache has features {0:#x} that this version can only read: use a newer writeboost")]
     ReadOnlyFeatures(u64),

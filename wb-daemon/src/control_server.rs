@@ -1,0 +1,265 @@
+//! The daemon's side of the control socket.
+
+use crate::devices;
+use crate::serve::{Daemon, Ending};
+use anyhow::Context as _;
+use std::rc::Rc;
+use tracing::{debug, warn};
+use wb_cli::control::{LINE_BYTES_MAX, Request, Response, Setting, WorkProgress, parse_request, to_line};
+use wb_cli::json::status::{Counters, State, Status, VolumeStatus};
+use wb_core::format;
+use wb_core::io::Buf;
+use wb_core::rt::{self, JoinHandle, Listener, Stream};
+
+/// Progress lines come this often.
+const PROGRESS_NS: u64 = 500_000_000;
+/// Connections to the control socket at the same time.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Listens on the control socket.
+pub fn listen(daemon: &Rc<Daemon>) -> anyhow::Result<JoinHandle<()>> {
+    let path = daemon.config.control_path();
+    devices::make_parent(&path)?;
+    let listener = Listener::unix(&path, 0o600).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let daemon = daemon.clone();
+    Ok(rt::spawn(async move {
+        let open = Rc::new(());
+        loop {
+            match listener.accept().await {
+                Ok(_) if Rc::strong_count(&open) > CONNECTIONS_MAX => {
+                    warn!("control connection closed: {CONNECTIONS_MAX} are open");
+                }
+                Ok(stream) => {
+                    let (daemon, open) = (daemon.clone(), open.clone());
+                    drop(rt::spawn(async move {
+                        converse(&daemon, &stream).await;
+                        drop(open);
+                    }));
+                }
+                Err(error) => {
+                    warn!("a control connection could not be accepted: {error}");
+                    rt::sleep(100_000_000).await;
+                }
+            }
+        }
+    }))
+}
+
+/// Answers the requests of a connection, one after the other, until it closes.
+async fn converse(daemon: &Rc<Daemon>, stream: &Stream) {
+    let mut line = Vec::new();
+    let mut buf = Buf::unpooled(4096);
+    loop {
+        let (result, back) = stream.recv(buf, 0..4096).await;
+        buf = back;
+        match result {
+            Ok(0) | Err(_) => return,
+            Ok(count) => line.extend_from_slice(&buf[..count]),
+        }
+        while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+            let request: Vec<u8> = line.drain(..=end).collect();
+            let text = String::from_utf8_lossy(&request);
+            let last = match parse_request(text.trim_end()) {
+                Ok(request) => answer(daemon, stream, request).await,
+                Err(refusal) => Some(refusal),
+            };
+            let Some(last) = last else { return };
+            if stream.send_bytes(&to_line(&last)).await.is_err() {
+                return;
+            }
+        }
+        if line.len() > LINE_BYTES_MAX {
+            return debug!("a control request is too long");
+        }
+    }
+}
+
+/// Does what is asked. `None` if the client went away meanwhile.
+async fn answer(daemon: &Rc<Daemon>, stream: &Stream, request: Request) -> Option<Response> {
+    debug!("control request: {request:?}");
+    match request {
+        Request::Status => Some(Response::Status(Box::new(status(daemon)))),
+        Request::Set(setting) => Some(set(daemon, setting)),
+        Request::Drain { wait } => drain(daemon, stream, wait, "drained").await,
+        Request::Stop { drain: first, timeout_ms } => {
+            if first && let Some(Response::Error { message, next_step }) = drain(daemon, stream, true, "").await {
+                return Some(Response::Error { message, next_step });
+            }
+            daemon.end(Ending::Stop, timeout_ms.map(|ms| ms.saturating_mul(1_000_000)));
+            Some(ended(daemon, "stopped cleanly; dirty data stays in the cache").await)
+        }
+        Request::Detach { wait } => {
+            let drained = drain(daemon, stream, wait, "").await?;
+            if let Response::Error { .. } = drained {
+                return Some(drained);
+            }
+            daemon.end(Ending::Detach, None);
+            Some(ended(daemon, "detached: the backing device holds everything, the cache has forgotten it").await)
+        }
+    }
+}
+
+async fn ended(daemon: &Rc<Daemon>, message: &str) -> Response {
+    match daemon.wait_ended().await {
+        Ok(()) => Response::Done { message: message.into() },
+        Err(why) => Response::Error {
+            message: format!("the stop was not clean: {why}"),
+            next_step: Some("the next start recovers the log; see the daemon's log for the cause".into()),
+        },
+    }
+}
+
+/// Writes everything back; with `wait`, answers at the end and tells progress meanwhile.
+async fn drain(daemon: &Rc<Daemon>, stream: &Stream, wait: bool, done: &str) -> Option<Response> {
+    let total_bytes = daemon.engine.status().dirty_bytes;
+    let started_ns = rt::now_ns();
+    let engine = daemon.engine.clone();
+    let work = rt::spawn(async move { engine.drain().await });
+    if !wait {
+        // The handle goes, the work stays.
+        drop(work);
+        return Some(Response::Done { message: format!("draining {total_bytes} bytes") });
+    }
+    while !work.is_finished() {
+        rt::sleep(PROGRESS_NS.min(20_000_000 + (rt::now_ns() - started_ns) / 4)).await;
+        let now = daemon.engine.status();
+        if let Some(failure) = now.failure {
+            return Some(Response::Error { message: failure, next_step: Some("see the daemon's log".into()) });
+        }
+        let rate = daemon.rates.borrow().now(rt::now_ns(), &now.counters).write_back;
+        let progress = WorkProgress {
+            doing: match &now.writeback_error {
+                Some(error) => format!("waiting to try again: {error}"),
+                None => "writing back".into(),
+            },
+            done_bytes: total_bytes.saturating_sub(now.dirty_bytes),
+            total_bytes,
+            bytes_per_s: rate,
+            eta_s: (rate > 0.0).then(|| now.dirty_bytes as f64 / rate),
+            errors: now.counters.writeback_errors,
+        };
+        stream.send_bytes(&to_line(&Response::Progress(progress))).await.ok()?;
+    }
+    let seconds = (rt::now_ns() - started_ns) as f64 / 1e9;
+    Some(Response::Done { message: format!("{done} {total_bytes} bytes in {seconds:.1} s") })
+}
+
+fn set(daemon: &Rc<Daemon>, setting: Setting) -> Response {
+    let (mut start, mut stop) = daemon.engine.status().watermarks;
+    match setting {
+        Setting::WritebackStartPercent(value) => start = value.into(),
+        Setting::WritebackStopPercent(value) => stop = value.into(),
+    }
+    if stop > start {
+        return Response::Error {
+            message: format!("stop_percent {stop} would be above start_percent {start}"),
+            next_step: Some("change the other one first".into()),
+        };
+    }
+    daemon.engine.set_watermarks(start, stop);
+    Response::Done { message: format!("{setting} until the daemon ends") }
+}
+
+/// State and counters for people and scripts.
+pub fn status(daemon: &Rc<Daemon>) -> Status {
+    let now = daemon.engine.status();
+    let now_ns = rt::now_ns();
+    let rates = daemon.rates.borrow().now(now_ns, &now.counters);
+    let state = match daemon.ending() {
+        Some(Ending::Detach) => State::Detaching,
+        Some(Ending::Stop) => State::Stopping,
+        None if now.failure.is_some() => State::Degraded,
+        None if now.draining && now.dirty_bytes > 0 => State::Draining,
+        None => State::Ready,
+    };
+    let volume = VolumeStatus {
+        name: now.volume.name.clone(),
+        backing: daemon.config.backing.display().to_string(),
+        size_bytes: now.volume.size_bytes,
+        sector_bytes: now.volume.sector_bytes,
+        read_only: now.read_only,
+        dirty_bytes: now.dirty_bytes,
+        cached_bytes: now.cached_bytes,
+        export: daemon.exports.clone(),
+        clients: daemon.server.connections() as u64,
+        oldest_dirty_ms: now
+            .oldest_dirty_unix_ns
+            .filter(|_| now.dirty_bytes > 0)
+            .map(|then| rt::wall_ns().saturating_sub(then) / 1_000_000),
+        writeback: writeback_in_words(&now),
+        writeback_bytes_per_s: rates.write_back,
+        writeback_eta_s: (rates.write_back > 0.0).then(|| now.dirty_bytes as f64 / rates.write_back),
+        user_read_bytes_per_s: rates.user_read,
+        user_write_bytes_per_s: rates.user_write,
+        counters: counters(&since(&now.counters, &daemon.started_with)),
+    };
+    let settings = [
+        ("writeback.start_percent".to_owned(), now.watermarks.0.into()),
+        ("writeback.stop_percent".to_owned(), now.watermarks.1.into()),
+    ];
+    Status {
+        state,
+        reason: now.failure.clone().or(now.writeback_error.clone()),
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime_ms: (now_ns - daemon.started_ns) / 1_000_000,
+        uuid: now.uuid.to_string(),
+        device: daemon.config.device.display().to_string(),
+        capacity_bytes: u64::from(now.free_segments.1) * now.segment_bytes,
+        free_bytes: u64::from(now.free_segments.0) * now.segment_bytes,
+        volumes: vec![volume],
+        index_bytes: now.index_bytes,
+        rss_bytes: resident_bytes(),
+        recovery_ms: now.recovery.recovery_ns / 1_000_000,
+        settings: settings.into(),
+    }
+}
+
+fn writeback_in_words(now: &wb_core::engine::Status) -> String {
+    if let Some(error) = &now.writeback_error {
+        return format!("waiting to try again: {error}");
+    }
+    if now.dirty_bytes == 0 {
+        return "nothing to write back".into();
+    }
+    if now.draining {
+        return "writing everything back, as asked for".into();
+    }
+    let (start, stop) = now.watermarks;
+    if now.writing_back {
+        return format!("writing back until no more than {stop} % of the cache is dirty");
+    }
+    format!("holding until {start} % of the cache is dirty or its space is needed")
+}
+
+/// Lifetime counters without what was counted before.
+fn since(now: &format::Counters, then: &format::Counters) -> format::Counters {
+    let (now, then) = (now.to_array(), then.to_array());
+    format::Counters::from_array(std::array::from_fn(|at| now[at].saturating_sub(then[at])))
+}
+
+fn counters(now: &format::Counters) -> Counters {
+    Counters {
+        user_writes: now.user_writes,
+        user_write_bytes: now.user_write_bytes,
+        user_reads: now.user_reads,
+        user_read_bytes: now.user_read_bytes,
+        user_flushes: now.user_flushes,
+        read_hits: now.read_hits,
+        read_misses: now.read_misses,
+        cache_writes: now.cache_writes,
+        cache_write_bytes: now.cache_write_bytes,
+        cache_flushes: now.cache_flushes,
+        backing_writes: now.backing_writes,
+        backing_write_bytes: now.backing_write_bytes,
+        backing_flushes: now.backing_flushes,
+        writeback_errors: now.writeback_errors,
+        checksum_errors: now.checksum_errors,
+    }
+}
+
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64
+}

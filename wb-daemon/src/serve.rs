@@ -1,0 +1,316 @@
+//! `wb-daemon run`: opens both devices, recovers the log, serves the volume until told to stop.
+
+use crate::control_server;
+use crate::devices::{self, Devices};
+use crate::nbd::{Limits, ListenAddress, NbdServer};
+use crate::rates::Rates;
+use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tracing::{error, info, warn};
+use wb_cli::config::{CacheConfig, ListenAddr, Ublk};
+use wb_cli::daemon_args::RunPlan;
+use wb_cli::error::NextStep;
+use wb_cli::exit::Exit;
+use wb_cli::notify::{Notification, notify};
+use wb_core::engine::{Engine, EngineConfig, OpenOptions, VolumeHandle};
+use wb_core::format::Counters;
+use wb_core::rt::{self, Config, RtEnv, Runtime, RuntimeThread, Signals};
+use wb_core::sync::WaitQueue;
+
+/// How long connections may take to end at a stop before they are cut.
+const CLOSE_CONNECTIONS_NS: u64 = 5_000_000_000;
+
+/// How the service is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Clean stop; dirty data stays in the cache.
+    Stop,
+    /// Clean stop of a drained cache, which forgets its backing device.
+    Detach,
+}
+
+/// A running service, as its main thread sees it.
+pub struct Daemon {
+    /// What is served.
+    pub engine: Engine<RtEnv>,
+    /// The export.
+    pub server: NbdServer<VolumeHandle<RtEnv>>,
+    /// Its settings.
+    pub config: CacheConfig,
+    /// Where it can be reached.
+    pub exports: Vec<String>,
+    /// When it began.
+    pub started_ns: u64,
+    /// Lifetime counters at that moment.
+    pub started_with: Counters,
+    /// Rates for `status`.
+    pub rates: RefCell<Rates>,
+    /// What it is asked to end with, and the limit of the stop.
+    ending: Cell<Option<(Ending, Option<u64>)>>,
+    asked: WaitQueue,
+    outcome: RefCell<Option<Result<(), String>>>,
+    ended: WaitQueue,
+}
+
+impl Daemon {
+    /// Asks for the end; the first to ask decides how. Past `limit_ns` the stop is unclean.
+    pub fn end(&self, ending: Ending, limit_ns: Option<u64>) {
+        if self.ending.get().is_none() {
+            self.ending.set(Some((ending, limit_ns)));
+        }
+        self.asked.notify_all();
+    }
+
+    /// What is being ended with, if anything.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending.get().map(|(ending, _)| ending)
+    }
+
+    /// Waits for the end of the service.
+    pub async fn wait_ended(&self) -> Result<(), String> {
+        self.ended.wait_until(|| self.outcome.borrow().clone()).await
+    }
+}
+
+/// Serves until told to stop.
+pub fn run(plan: RunPlan) -> anyhow::Result<Exit> {
+    if plan.cache.ublk != Ublk::Off {
+        return Err(anyhow::anyhow!("this version does not serve ublk devices yet"))
+            .next_step("serve NBD: --nbd unix:PATH or --nbd HOST:PORT");
+    }
+    // Before any thread exists, so that all of them leave these signals to the one that reads them.
+    let signals = Signals::new(&[Signal::SIGTERM, Signal::SIGINT]).context("cannot watch for signals")?;
+    let runtime = Runtime::new(Config::default()).context("cannot start the runtime")?;
+    runtime.block_on(serve(plan, signals))
+}
+
+async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
+    let started_ns = rt::now_ns();
+    // Nobody hears it outside a service manager.
+    let _ = notify(&Notification::Status("recovering"));
+    let devices = devices::open(&plan.cache).await?;
+    let (engine, cache_path) = open_engine(&plan, devices).await?;
+    lock_memory();
+    let daemon = Rc::new(daemon(plan.cache, engine, started_ns)?);
+    let threads = Threads::start(usize::from(daemon.config.threads))?;
+    let accepting = listen(&daemon, &threads)?;
+    let control = control_server::listen(&daemon)?;
+    let sampler = rt::spawn(sample(daemon.clone()));
+    let status = daemon.engine.status();
+    let ready = format!(
+        "ready: {} on cache {cache_path}, {} bytes, {}",
+        daemon.config.name,
+        status.volume.size_bytes,
+        daemon.exports.join(", ")
+    );
+    info!("{ready}");
+    let _ = notify(&Notification::Ready(&ready));
+    let (ending, limit_ns) = wait_for_end(&daemon, &signals).await;
+    let _ = notify(&Notification::Stopping("making everything durable"));
+    let outcome = finish(&daemon, ending, limit_ns).await;
+    *daemon.outcome.borrow_mut() = Some(outcome.clone());
+    daemon.ended.notify_all();
+    // Clients of the control socket get their answer before the process ends.
+    rt::yield_now().await;
+    rt::sleep(20_000_000).await;
+    for task in accepting.into_iter().chain([control, sampler]) {
+        task.cancel().await;
+    }
+    threads.stop();
+    match outcome {
+        Ok(()) => {
+            info!("stopped cleanly; dirty data stays in the cache");
+            Ok(Exit::Done)
+        }
+        Err(why) => {
+            error!("the stop was not clean: {why}; the next start recovers the log");
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+async fn open_engine(plan: &RunPlan, devices: Devices) -> anyhow::Result<(Engine<RtEnv>, String)> {
+    let cache_path = devices.cache_path.clone();
+    let options = OpenOptions {
+        cache: Arc::new(devices.cache),
+        backing: devices.backing,
+        config: engine_config(&plan.cache),
+        boot_id: devices::boot_id(),
+        read_only: plan.cache.read_only,
+        force: false,
+    };
+    let engine = Engine::open(&RtEnv, options).await.with_context(|| format!("cannot serve {cache_path}"))?;
+    Ok((engine, cache_path))
+}
+
+fn engine_config(cache: &CacheConfig) -> EngineConfig {
+    EngineConfig {
+        verify_reads: cache.verify_reads,
+        window_bytes: cache.writeback.window.0 as usize,
+        writeback_start_percent: cache.writeback.start_percent.into(),
+        writeback_stop_percent: cache.writeback.stop_percent.into(),
+        index_shards: 16.max(4 * usize::from(cache.threads)).next_power_of_two(),
+        // Every reply that the server may hold has its buffer here.
+        read_bytes: 192 << 20,
+        ..EngineConfig::default()
+    }
+}
+
+fn daemon(config: CacheConfig, engine: Engine<RtEnv>, started_ns: u64) -> anyhow::Result<Daemon> {
+    let limits = Limits::default();
+    let server = NbdServer::new(engine.volume(), config.export_name(), &config.backing.display().to_string(), limits)?;
+    let engine_bytes = engine.memory_bytes();
+    let total = engine_bytes + limits.memory_bytes();
+    info!("memory: {engine_bytes} bytes for the engine, {} for NBD, {total} in all", limits.memory_bytes());
+    if let Some(most) = config.memory.filter(|most| most.0 < total) {
+        bail!("{total} bytes of memory are needed, the config file allows {}: raise memory", most.0);
+    }
+    let started_with = engine.status().counters;
+    Ok(Daemon {
+        engine,
+        server,
+        config,
+        exports: Vec::new(),
+        started_ns,
+        started_with,
+        rates: RefCell::default(),
+        ending: Cell::new(None),
+        asked: WaitQueue::new(),
+        outcome: RefCell::new(None),
+        ended: WaitQueue::new(),
+    }
+    .with_exports())
+}
+
+impl Daemon {
+    fn with_exports(mut self) -> Daemon {
+        let name = self.config.export_name().to_owned();
+        self.exports = addresses(&self.config).iter().map(|address| address.uri(&name)).collect();
+        self
+    }
+}
+
+fn addresses(config: &CacheConfig) -> Vec<ListenAddress> {
+    let convert = |address: ListenAddr| match address {
+        ListenAddr::Unix(path) => ListenAddress::Unix(path),
+        ListenAddr::Tcp { host, port } => ListenAddress::Tcp { host, port },
+    };
+    config.nbd_addresses().into_iter().map(convert).collect()
+}
+
+fn listen(daemon: &Rc<Daemon>, threads: &Threads) -> anyhow::Result<Vec<rt::JoinHandle<()>>> {
+    let mut tasks = Vec::new();
+    for address in addresses(&daemon.config) {
+        if let ListenAddress::Unix(path) = &address {
+            devices::make_parent(path)?;
+        }
+        for listener in address.open().with_context(|| format!("cannot listen on {address}"))? {
+            let server = daemon.server.clone();
+            let hand_out = server.round_robin(threads.remotes());
+            tasks.push(rt::spawn(async move { server.accept(listener, hand_out).await }));
+        }
+    }
+    Ok(tasks)
+}
+
+async fn sample(daemon: Rc<Daemon>) {
+    loop {
+        daemon.rates.borrow_mut().sample(rt::now_ns(), daemon.engine.status().counters);
+        rt::sleep(1_000_000_000).await;
+    }
+}
+
+async fn wait_for_end(daemon: &Rc<Daemon>, signals: &Signals) -> (Ending, Option<u64>) {
+    let by_signal = async {
+        match signals.next().await {
+            Ok(signal) => info!("{signal}: stopping"),
+            Err(error) => error!("signals cannot be read: {error}; stopping"),
+        }
+        daemon.end(Ending::Stop, daemon.config.stop_timeout.map(|limit| nanoseconds(limit.0)));
+        std::future::pending::<()>().await
+    };
+    let asked = daemon.asked.wait_until(|| daemon.ending.get());
+    match futures_util::future::select(std::pin::pin!(by_signal), std::pin::pin!(asked)).await {
+        futures_util::future::Either::Left(_) => unreachable!("a signal asks for the end and waits"),
+        futures_util::future::Either::Right((ending, _)) => ending,
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    duration.as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+async fn finish(daemon: &Rc<Daemon>, ending: Ending, limit_ns: Option<u64>) -> Result<(), String> {
+    let left = daemon.server.stop(CLOSE_CONNECTIONS_NS).await;
+    if left > 0 {
+        warn!("requests of {left} connections do not end");
+    }
+    let stop = async {
+        match ending {
+            Ending::Stop => daemon.engine.stop().await,
+            Ending::Detach => daemon.engine.detach().await,
+        }
+    };
+    match limit_ns {
+        None => stop.await,
+        Some(limit_ns) => match rt::timeout(limit_ns, stop).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("it took longer than {} ms", limit_ns / 1_000_000)),
+        },
+    }
+}
+
+/// The threads that serve connections, each with its own ring.
+struct Threads {
+    threads: Vec<RuntimeThread<()>>,
+    stop: Arc<(AtomicBool, WaitQueue)>,
+}
+
+impl Threads {
+    fn start(count: usize) -> anyhow::Result<Threads> {
+        let stop = Arc::new((AtomicBool::new(false), WaitQueue::new()));
+        let mut threads = Vec::new();
+        for number in 0..count {
+            let stop = stop.clone();
+            let main = move || async move {
+                stop.1.wait_until(|| stop.0.load(Ordering::SeqCst).then_some(())).await;
+            };
+            let thread = RuntimeThread::start(&format!("wb-nbd-{number}"), Config::default(), main);
+            threads.push(thread.context("cannot start a thread")?);
+        }
+        Ok(Threads { threads, stop })
+    }
+
+    fn remotes(&self) -> Vec<rt::Remote> {
+        self.threads.iter().map(|thread| thread.remote().clone()).collect()
+    }
+
+    fn stop(self) {
+        self.stop.0.store(true, Ordering::SeqCst);
+        self.stop.1.notify_all();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                error!("a thread ended with a panic");
+            }
+        }
+    }
+}
+
+/// The daemon is below the page cache of what is on its volume: it must neither be paged out nor wait for write-out.
+fn lock_memory() {
+    use nix::sys::mman::{MlockAllFlags, mlockall};
+    // MCL_ONFAULT: lock what is used, do not touch the rest now.
+    let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
+    let all = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault;
+    if let Err(error) = mlockall(all) {
+        warn!("memory cannot be locked ({error}): raise LimitMEMLOCK or ulimit -l");
+    }
+    if let Err(error) = rt::set_io_flusher() {
+        warn!("the kernel does not take this process for an I/O flusher ({error}): it needs CAP_SYS_RESOURCE");
+    }
+}
