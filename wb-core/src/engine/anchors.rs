@@ -60,6 +60,9 @@ impl<E: Env> Inner<E> {
     /// Tells the device what is durable. One slot, no flush; a failure only delays the knowledge.
     pub(super) async fn anchor_durable(self: &Arc<Self>) {
         let _turn = self.anchors.lock.lock().await;
+        if self.head.told_durable() >= self.head.durable().0 {
+            return; // told meanwhile, perhaps by the clean mark, which a later anchor would void
+        }
         let anchor = self.next_anchor();
         count(&self.counters.cache_writes, 1);
         count(&self.counters.cache_write_bytes, BLOCK_BYTES_U64);

@@ -12,7 +12,7 @@ use super::counters::count;
 use crate::env::{Env, PlantedBug};
 use crate::format::{Entry, EntryKind, crc32c};
 use crate::io::Buf;
-use crate::log::head::{Class, Reservation};
+use crate::log::head::{Class, Full, Reservation};
 use crate::service::{PayloadSource, ServiceError};
 use crate::sync::{LockMode, StripeRequest};
 use crate::types::*;
@@ -155,10 +155,11 @@ impl<E: Env> Inner<E> {
                 if self.is_failed() {
                     return Some(Err(ServiceError::Io));
                 }
-                if self.head.has_room(Class::User) {
-                    return Some(Ok(()));
+                match self.head.room(Class::User) {
+                    Ok(()) => return Some(Ok(())),
+                    Err(Full::Segments) => self.want_space(),
+                    Err(Full::Buffers) => {} // the next record that is written frees one
                 }
-                self.want_space();
                 None
             })
             .await

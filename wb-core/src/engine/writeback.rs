@@ -14,6 +14,7 @@ use crate::env::{Env, PlantedBug};
 use crate::format::crc32c;
 use crate::index::RangeKind;
 use crate::io::{Buf, Disk, IoError, Slice};
+use crate::log::head::{Class, Full};
 use crate::service::ServiceError;
 use crate::sync::WaitQueue;
 use crate::types::*;
@@ -157,7 +158,7 @@ impl<E: Env> Inner<E> {
         let (free, usable) = self.head.free_segments();
         let (_, dirty_tail) = self.anchors.tails();
         let wanted = state.space_wanted.load(Ordering::SeqCst);
-        if wanted && self.head.has_room(crate::log::head::Class::User) {
+        if wanted && self.head.room(Class::User) != Err(Full::Segments) {
             state.space_wanted.store(false, Ordering::SeqCst);
             self.space.notify_all();
         }

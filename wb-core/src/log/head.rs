@@ -284,19 +284,31 @@ impl LogHead {
         Ok((reservation, submit))
     }
 
-    /// Whether something could be reserved now. Others may take the room before the caller does.
-    pub fn has_room(&self, class: Class) -> bool {
+    /// Whether a payload block could be reserved now: exactly what [`LogHead::reserve_payload`] would find. Others may
+    /// take the room before the caller does.
+    pub fn room(&self, class: Class) -> Result<(), Full> {
         let state = self.lock();
         if state.open.as_ref().is_some_and(|open| open.payload < open.payload_max) {
-            return true;
+            return Ok(());
         }
         let (keep_buffers, keep_segments) = self.keeps(class);
-        let in_segment = state.segment.as_ref().is_some_and(|segment| {
-            // Closing the open record takes its room first.
-            let open = state.open.as_ref().map_or(0, |open| 1 + open.payload as u32);
-            self.geometry.record_blocks().saturating_sub(segment.next_block + open) >= 2
+        if self.buffers.free_largest() <= keep_buffers {
+            return Err(Full::Buffers);
+        }
+        let fits = state.segment.as_ref().is_some_and(|segment| {
+            let (mut next_block, mut usage) = (segment.next_block, segment.usage);
+            if let Some(open) = &state.open {
+                next_block += 1 + open.payload as u32;
+                usage = SummaryUsage { records: usage.records + 1, entries: usage.entries + open.entries };
+            }
+            self.fits_record(next_block, usage)
         });
-        self.buffers.free_largest() > keep_buffers && (in_segment || state.free_segments > keep_segments)
+        if fits || state.free_segments > keep_segments { Ok(()) } else { Err(Full::Segments) }
+    }
+
+    /// Whether a record with a payload block fits into a segment from `next_block` on.
+    fn fits_record(&self, next_block: u32, usage: SummaryUsage) -> bool {
+        self.geometry.record_blocks().saturating_sub(next_block) >= 2 && self.summary_room(usage) >= 1
     }
 
     /// Record buffers and segments that a class leaves to others.
@@ -361,10 +373,7 @@ impl LogHead {
             self.close_open(state, false, false);
             self.seal_ready(state, submit);
         }
-        let fits = state.segment.as_ref().is_some_and(|segment| {
-            let room = self.geometry.record_blocks().saturating_sub(segment.next_block);
-            room >= 2 && self.summary_room(segment.usage) >= 1
-        });
+        let fits = state.segment.as_ref().is_some_and(|segment| self.fits_record(segment.next_block, segment.usage));
         if self.buffers.free_largest() <= self.keeps(class).0 {
             return Err(Full::Buffers);
         }
