@@ -1,5 +1,6 @@
 //! wb-bench: measures this cache and its peers.
 
+mod needs;
 mod run;
 
 use std::process::ExitCode;

@@ -36,6 +36,9 @@ pub const EXAMPLES: &[Example] = &[
 ///
 /// `--compare` puts other caches beside this one: the same devices, the same load, each cache as its own users would set
 /// it up.
+///
+/// In this version the command line and the checks of what is needed are complete, the measuring is not: both commands
+/// say so and touch nothing.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wb-bench", version, max_term_width = 100, after_long_help = help_tail::<Exit>(EXAMPLES))]
 pub struct BenchArgs {
