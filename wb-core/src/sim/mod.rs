@@ -1,25 +1,30 @@
 //! The deterministic simulator: devices that lose power, virtual time, seeded scheduling.
 //!
 //! ```text
-//! executor   tasks in process groups, clock, seeded choices      rng      the draws
-//! disk       devices with a volatile cache and faults            fault    the plan of faults
+//! executor   tasks in process groups, clock, seeded choices      env      what a group sees of it      rng  the draws
+//! disk       devices: the fault model (state, handle: inside)    fault    the plan of faults
 //! volatile   what a power cut leaves                             medium   sparse content
 //! model      the oracle: what a volume may hold                  stamp    contents that say what they are
 //! ```
 //! A run is fixed by its seed; [`Sim::digest`] proves it. Compiled for tests and with feature `sim` only.
 
 pub mod disk;
+mod env;
 pub mod executor;
 mod fault;
+mod handle;
 mod medium;
 pub mod model;
 mod rng;
 mod stamp;
+mod state;
 mod volatile;
 
-pub use disk::{Counters, DeviceConfig, SimDevice, SimDisk};
-pub use executor::{BreakAt, Sim, SimEnv, SimFailure, Started, Stop};
+pub use disk::{Counters, DeviceConfig, SimDevice};
+pub use env::SimEnv;
+pub use executor::{BreakAt, Sim, SimFailure, Started, Stop};
 pub use fault::{AtomicUnit, DiscardEffect, FaultPlan, Latency, NthFault, OpKind};
+pub use handle::SimDisk;
 pub use medium::Medium;
 pub use model::{Crash, Initial, Model, Violation, ViolationKind};
 pub use rng::{SimRng, mix};

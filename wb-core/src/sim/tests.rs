@@ -413,3 +413,15 @@ fn the_same_seed_gives_the_same_digest() {
         assert!(run(seed) == run(seed), "seed {seed} is not deterministic");
     }
 }
+
+/// Runs a conformance test in several worlds.
+fn conform<F: Future<Output = ()> + 'static>(test: impl Fn(std::sync::Arc<SimDisk>) -> F) {
+    for seed in 0..5 {
+        let sim = Sim::new(seed);
+        let config = DeviceConfig::new("disk", crate::io::conformance::SIZE_BYTES);
+        let device = SimDevice::new(&sim, config, Medium::default(), FaultPlan::default());
+        sim.run(test(std::sync::Arc::new(device.open(&sim.env())))).expect("no hang");
+    }
+}
+
+crate::disk_conformance!(conformance, super::conform);
