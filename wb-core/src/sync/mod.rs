@@ -13,20 +13,19 @@
 //! All of them survive a dropped future: it leaves the queue, and what it had been given meanwhile goes to the next.
 
 mod lock;
+mod prim;
 mod rw;
 mod stripes;
-mod wait_queue;
-
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "blocks a thread of a test")]
-mod testing;
+mod tests;
+mod wait_queue;
 
 pub use lock::{AsyncLock, AsyncLockGuard};
 pub use rw::LockMode;
 pub use stripes::{StripeAcquire, StripeGuard, StripeLocks, StripeRequest};
 pub use wait_queue::{WaitQueue, WaitUntil};
 
-use std::sync::{Mutex, MutexGuard};
+use prim::{Mutex, MutexGuard};
 
 /// Locks a mutex of this crate. One that a panic left locked guards a broken invariant, so the panic spreads.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

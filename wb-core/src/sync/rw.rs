@@ -6,9 +6,8 @@
 //! mutex that only waiters, and those who release a lock with waiters, touch.
 
 use super::lock;
+use super::prim::{AtomicU32, Mutex, Ordering};
 use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
 
 /// How a lock is held.
