@@ -1,5 +1,7 @@
 //! wb-check: checks, repairs and replays a cache.
 
+mod backup;
+mod report;
 mod run;
 
 use std::process::ExitCode;

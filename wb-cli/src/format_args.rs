@@ -45,7 +45,7 @@ pub struct FormatArgs {
     #[arg(value_name = "CACHE")]
     pub cache: PathBuf,
 
-    /// Size of the cache. Creates a regular file, or sizes it; on a block device, uses only its first SIZE bytes
+    /// Size of the file to create. A block device is always used as a whole: make a partition of the size wanted
     #[arg(long, value_name = "SIZE")]
     pub size: Option<ByteSize>,
 

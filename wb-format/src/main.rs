@@ -1,6 +1,8 @@
 //! wb-format: writes an empty cache.
 
 mod run;
+mod signature;
+mod target;
 
 use std::process::ExitCode;
 use wb_cli::format_args::FormatArgs;

@@ -81,6 +81,14 @@ pub async fn examine<D: Disk>(
     options: CheckOptions,
     progress: &mut impl FnMut(Progress),
 ) -> Result<Examination, CheckError> {
+    let mut found = survey(disk, progress).await?;
+    found.verify(disk, options, progress).await.map_err(CheckError::Cache)?;
+    found.look_at_bridges(disk).await.map_err(CheckError::Cache)?;
+    Ok(found)
+}
+
+/// Looks at metadata and chain only, as a start of the daemon does.
+pub async fn survey<D: Disk>(disk: &D, progress: &mut impl FnMut(Progress)) -> Result<Examination, CheckError> {
     let meta = read_view(disk).await;
     let superblock = meta.usable_superblock()?.clone();
     let segments = u64::from(superblock.geometry.segments);
@@ -99,7 +107,7 @@ pub async fn examine<D: Disk>(
             log = read_log(disk, &meta, &superblock, &bad, &chosen, &mut tell).await?;
         }
     }
-    let mut found = Examination {
+    Ok(Examination {
         volumes: meta.volumes().cloned(),
         meta,
         superblock,
@@ -113,10 +121,7 @@ pub async fn examine<D: Disk>(
         rot: Vec::new(),
         stale_below: None,
         verified_blocks: 0,
-    };
-    found.verify(disk, options, progress).await.map_err(CheckError::Cache)?;
-    found.look_at_bridges(disk).await.map_err(CheckError::Cache)?;
-    Ok(found)
+    })
 }
 
 struct ChosenAnchor {

@@ -20,7 +20,7 @@ pub mod segment;
 mod tests;
 pub mod view;
 
-pub use examine::{Examination, HeaderDamage, Rot, examine};
+pub use examine::{Examination, HeaderDamage, Rot, examine, survey};
 pub use plan::{Plan, plan};
 pub use repair::{Backup, RepairOptions, repair};
 pub use replay::{ReplayOptions, ReplayReport, replay};

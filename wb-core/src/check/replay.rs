@@ -8,6 +8,7 @@ use super::examine::Examination;
 use super::live::Version;
 use super::repair::ram_tail_is_alive;
 use super::{CheckError, Progress, block_name};
+use crate::engine::attach::{probe, probe_all, probe_blocks};
 use crate::format::{CleanMark, EntryKind, Volume, crc32c};
 use crate::io::{Buf, Disk, IoError};
 use crate::meta::{next_anchor_generation, read_at, write_anchor_both};
@@ -64,6 +65,7 @@ pub async fn replay<C: Disk, B: Disk>(
     }
     let Some(volume) = volume_of(found)? else { return Ok(ReplayReport::default()) };
     check_backing(volume, backing, &options.identity)?;
+    check_probes(found, volume, backing).await?;
     // Recovered records are made durable before anything relies on them.
     let mut anchor = match found.log.clean {
         true => found.log.anchor.clone(),
@@ -82,8 +84,8 @@ pub async fn replay<C: Disk, B: Disk>(
         anchor.durable = found.log.head;
         anchor.dirty_tail = found.log.head.next();
         anchor.clean = Some(mark);
-        // What the probe blocks hold has changed; the next attach looks at them anew.
         anchor.probes.retain(|probes| probes.volume != volume.id);
+        anchor.probes.push(probe_all(backing, volume).await.map_err(CheckError::Backing)?);
         write_anchor_both(cache, &found.superblock, &anchor).await?;
     }
     Ok(report)
@@ -143,6 +145,25 @@ fn check_backing<B: Disk>(volume: &Volume, backing: &B, identity: &str) -> Resul
     }
     if geometry.read_only {
         return wrong("the backing device is read-only".into());
+    }
+    Ok(())
+}
+
+/// Compares the probe blocks that the log holds nothing dirty for.
+async fn check_probes<B: Disk>(found: &Examination, volume: &Volume, backing: &B) -> Result<(), CheckError> {
+    let Some(known) = found.log.anchor.probes.iter().find(|probes| probes.volume == volume.id) else { return Ok(()) };
+    for (crc, block) in known.crcs.iter().zip(probe_blocks(volume)) {
+        let addr = BlockAddr::new(volume.id, block);
+        let live = &found.log.live;
+        let dirty = live.block(addr).is_some_and(|version| version.dirty)
+            || live.range(addr).is_some_and(|piece| piece.dirty || piece.kind == EntryKind::Poison);
+        let Some(crc) = crc.filter(|_| !dirty) else { continue };
+        if probe(backing, volume, block).await.map_err(CheckError::Backing)? != crc {
+            return Err(CheckError::WrongBacking(format!(
+                "the backing device was changed behind the cache's back, or is another device: block {block} differs \
+                 from what the cache wrote"
+            )));
+        }
     }
     Ok(())
 }

@@ -199,7 +199,7 @@ pub fn probe_blocks(volume: &Volume) -> [u64; PROBES_PER_VOLUME] {
 }
 
 /// CRC of a block of a device, cut at the end of the volume.
-pub(super) async fn probe<D: Disk>(disk: &D, volume: &Volume, block: u64) -> Result<u32, IoError> {
+pub(crate) async fn probe<D: Disk>(disk: &D, volume: &Volume, block: u64) -> Result<u32, IoError> {
     let offset = block * BLOCK_BYTES_U64;
     let len = (volume.size_bytes - offset).min(BLOCK_BYTES_U64) as usize;
     let (result, buf) = disk.read(offset, Buf::unpooled(len)).await;
@@ -207,7 +207,7 @@ pub(super) async fn probe<D: Disk>(disk: &D, volume: &Volume, block: u64) -> Res
 }
 
 /// All probes of a device as it is now.
-pub(super) async fn probe_all<D: Disk>(disk: &D, volume: &Volume) -> Result<ProbeSet, IoError> {
+pub(crate) async fn probe_all<D: Disk>(disk: &D, volume: &Volume) -> Result<ProbeSet, IoError> {
     let mut crcs = [None; PROBES_PER_VOLUME];
     for (crc, block) in crcs.iter_mut().zip(probe_blocks(volume)) {
         *crc = Some(probe(disk, volume, block).await?);

@@ -5,7 +5,7 @@
 //! block ranges ([`crate::sync::StripeLocks`]) may be.
 
 mod anchors;
-mod attach;
+pub(crate) mod attach;
 mod commit;
 mod config;
 mod counters;

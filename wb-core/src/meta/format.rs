@@ -55,6 +55,15 @@ pub async fn format<D: Disk>(disk: &D, options: FormatOptions) -> Result<Superbl
     Ok(superblock)
 }
 
+/// Makes a device no cache any more: zeroes both superblocks, durably. For callers that are about to overwrite the rest.
+pub async fn wipe<D: Disk>(disk: &D) -> Result<(), MetaError> {
+    let last = Geometry::last_superblock_offset(disk.geometry().size_bytes);
+    for offset in [ByteOffset(0), last] {
+        write_at(disk, offset, &[0; BLOCK_BYTES]).await.map_err(failed)?;
+    }
+    disk.flush().await.map_err(failed)
+}
+
 /// Zeroes every superblock that could be found later: both of this size, and the last one of a cache that was made
 /// when the device was smaller.
 async fn remove_superblocks<D: Disk>(disk: &D, geometry: &Geometry) -> Result<(), MetaError> {

@@ -12,7 +12,7 @@ mod tests;
 mod view;
 mod write;
 
-pub use format::{FormatOptions, format};
+pub use format::{FormatOptions, format, wipe};
 pub use view::{CacheMeta, Copies, CopyError, MetaView, load, read_view};
 pub use write::{
     next_anchor_generation, write_anchor_both, write_anchor_one, write_bad_segments, write_superblock, write_volumes,
@@ -51,7 +51,10 @@ pub enum MetaError {
     #[error(transparent)]
     Unsupported(FormatError),
     /// Both copies of the volume table.
-    #[error("both volume tables are damaged ({0}; {1}); run wb-check --repair")]
+    #[error(
+        "both volume tables are damaged ({0}; {1}); sizes and identities of the volumes are known nowhere else: \
+         restore one from the backup of a repair, or format the cache anew if its data is not needed"
+    )]
     Volumes(String, String),
     /// Both copies of a block of the bad-segment bitmap.
     #[error("both copies of block {block} of the bad-segment bitmap are damaged ({0}; {1}); run wb-check --repair", .problems.0, .problems.1)]
