@@ -1,4 +1,4 @@
-complete -c wb-format -l size -d 'Size of the cache. Creates a regular file, or sizes it; on a block device, uses only its first SIZE bytes' -r
+complete -c wb-format -l size -d 'Size of the file to create. A block device is always used as a whole: make a partition of the size wanted' -r
 complete -c wb-format -l segment-size -d 'Unit of reuse of the log: a power of two, 64KiB to 64MiB' -r
 complete -c wb-format -l label -d 'A label for people, at most 64 bytes' -r
 complete -c wb-format -l discard-dirty -d 'The cache with this UUID may be overwritten although it holds dirty data' -r
