@@ -12,6 +12,7 @@
 //! to the engine.
 
 mod blocking;
+mod blocking_env;
 mod disk;
 mod env;
 mod executor;
@@ -34,6 +35,7 @@ mod usage;
 mod tests;
 
 pub use blocking::{BlockingDisk, block_on_ready};
+pub use blocking_env::BlockingEnv;
 pub use disk::RtDisk;
 pub use env::RtEnv;
 pub use executor::{Config, Runtime, spawn, yield_now};

@@ -33,6 +33,13 @@ pub(super) struct Timers {
 }
 
 impl Timers {
+    /// Wakes at `deadline_ns`, unless the number that this returns is removed before.
+    pub(super) fn add(&mut self, deadline_ns: u64, waker: Waker) -> u64 {
+        self.counter += 1;
+        self.queue.insert((deadline_ns, self.counter), waker);
+        self.counter
+    }
+
     /// Deadline of the first.
     pub(super) fn next_ns(&self) -> Option<u64> {
         self.queue.first_key_value().map(|((deadline, _), _)| *deadline)
@@ -64,16 +71,19 @@ impl Future for Sleep {
         if now_ns() >= self.deadline_ns {
             return Poll::Ready(());
         }
-        let deadline_ns = self.deadline_ns;
-        let (core, number) = self.registered.get_or_insert_with(|| {
-            with_core(|core| {
-                let mut timers = core.timers.borrow_mut();
-                timers.counter += 1;
-                (core.clone(), timers.counter)
-            })
-        });
-        let old = core.timers.borrow_mut().queue.insert((deadline_ns, *number), cx.waker().clone());
-        drop(old);
+        match &self.registered {
+            // Polled again, or woken just before its time: perhaps by another task.
+            Some((core, number)) => {
+                let old = core.timers.borrow_mut().queue.insert((self.deadline_ns, *number), cx.waker().clone());
+                drop(old);
+            }
+            None => {
+                let add = |core: &Rc<Core>| {
+                    (core.clone(), core.timers.borrow_mut().add(self.deadline_ns, cx.waker().clone()))
+                };
+                self.registered = Some(with_core(add));
+            }
+        }
         Poll::Pending
     }
 }
