@@ -139,17 +139,59 @@ fn a_client_that_never_reads_stalls_only_itself() {
             client.raw().send(&frame(0, 0, 1, 0, 1 << 20)).expect("sent");
         }
     }
-    server.wait_until("they hold what they can", |server| server.server.bytes_in_flight() > 64 << 20);
+    server.wait_until("they hold what they can", |server| server.server.bytes_in_flight() > 32 << 20);
     std::thread::sleep(Duration::from_millis(100));
-    let held = server.server.bytes_in_flight();
-    assert!(held < 128 << 20, "{held} bytes of read data are held");
+    let (held, buffers) = (server.server.bytes_in_flight(), Limits::default().read_buffers[2]);
+    assert!(held < (buffers.bytes * buffers.count) as u64 / 16 * 15, "{held} bytes are held, and some are free");
     let begin = Instant::now();
     for _ in 0..20 {
         others_go_on(&server);
+        server.connect().read(0, 1 << 20).expect("long reads, too");
     }
     assert!(begin.elapsed() < Duration::from_secs(3), "others are served as if there was nothing");
     drop(deaf);
     server.wait_until("everything is given back", |server| server.server.bytes_in_flight() == 0);
+}
+
+#[test]
+fn small_reads_that_nobody_takes_leave_small_buffers_free() {
+    let server = server();
+    let mut deaf: Vec<NbdClient> = (0..60).map(|_| server.connect_simple()).collect();
+    for client in &mut deaf {
+        client.raw().send(&frame(0, 0, 1, 0, 4096).repeat(500)).expect("sent");
+    }
+    let small = Limits::default().read_buffers[0];
+    let most = (small.bytes * small.count) as u64 / 2;
+    server.wait_until("they hold what they can", |server| server.server.bytes_in_flight() > most);
+    std::thread::sleep(Duration::from_millis(100));
+    let held = server.server.bytes_in_flight();
+    assert!(held <= (small.bytes * small.count) as u64 / 8 * 7, "{held} bytes: an eighth is the service's own");
+    others_go_on(&server);
+}
+
+#[test]
+fn clients_that_hold_everything_and_stand_still_are_cut_when_others_wait() {
+    let limits = Limits { stall_ns: 300_000_000, ..Limits::default() };
+    let server = TestServer::start_with(MemService::new(128 << 20, 512), limits, 1);
+    let mut idle = server.connect();
+    let mut deaf: Vec<NbdClient> = (0..15).map(|_| server.connect()).collect();
+    for client in &mut deaf {
+        client.raw().send(&frame(0, 0, 1, 0, 4 << 20)).expect("sent");
+        client.raw().send(&frame(0, 0, 1, 0, 1 << 20).repeat(100)).expect("sent");
+    }
+    let mut half: Vec<NbdClient> = (0..15).map(|_| server.connect()).collect();
+    for client in &mut half {
+        client.raw().send(&[frame(1, 0, 1, 0, 4 << 20), vec![0; 50_000]].concat()).expect("sent");
+    }
+    let begin = Instant::now();
+    let mut honest = server.connect();
+    for _ in 0..2 {
+        honest.write(0, &vec![0x33; 20 << 20], 0).expect("others are served");
+        assert_eq!(honest.read(0, 20 << 20).expect("others are served").len(), 20 << 20);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    idle.flush().expect("who holds nothing is left alone");
+    assert!(server.server.connections() < 32, "some were cut");
 }
 
 #[test]
@@ -172,7 +214,7 @@ fn half_written_payloads_of_many_clients_do_not_block_the_others() {
     for client in &mut stalled {
         client.raw().send(&[frame(1, 0, 1, 0, 32 << 20), vec![0; 100_000]].concat()).expect("sent");
     }
-    server.wait_until("memory is charged", |server| server.server.bytes_in_flight() >= 64 << 20);
+    server.wait_until("memory is charged", |server| server.server.bytes_in_flight() > 31 << 20);
     let mut honest = server.connect();
     for len in [4096, 100 << 10, 1 << 20] {
         honest.write(0, &vec![0x22; len], 0).expect("others are served");

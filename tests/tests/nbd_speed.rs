@@ -92,7 +92,9 @@ fn median(mut values: Vec<f64>) -> f64 {
 #[test]
 #[ignore = "a measurement of two minutes, for release builds on a quiet machine"]
 fn latency_and_rate_against_nbdkit_null() {
-    assert!(!cfg!(debug_assertions), "measure release builds: cargo test --release");
+    if cfg!(debug_assertions) {
+        panic!("measure release builds: cargo test --release");
+    }
     let ours = TestServer::start(MemService::new(64 << 20, 512).without_record());
     let null = Nbdkit::start();
     for (rw, depth, block_bytes) in [

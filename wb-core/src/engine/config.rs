@@ -2,6 +2,9 @@
 
 use crate::env::PlantedBug;
 use crate::format::Geometry;
+use crate::io::PoolClass;
+use crate::service::SERVICE_CHUNK_BYTES_MAX;
+use crate::types::BLOCK_BYTES;
 
 /// Settings of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +52,19 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// The buffers of reads in flight and of merges. Transports that let clients hold read data must bound each class,
+    /// or clients that never take their replies stop everybody's reads and merges.
+    pub fn read_buffers(&self) -> Vec<PoolClass> {
+        let bytes = self.read_bytes;
+        // The longest request may touch one block more than its length.
+        let longest = SERVICE_CHUNK_BYTES_MAX + BLOCK_BYTES;
+        vec![
+            PoolClass { bytes: BLOCK_BYTES, count: (bytes / 8 / BLOCK_BYTES).max(64) },
+            PoolClass { bytes: 64 << 10, count: (bytes / 8 / (64 << 10)).max(8) },
+            PoolClass { bytes: longest, count: (bytes * 3 / 4 / longest).max(4) },
+        ]
+    }
+
     /// True if this bug is planted. Always false without feature `sim`.
     pub fn has_bug(&self, bug: PlantedBug) -> bool {
         cfg!(any(test, feature = "sim")) && self.bug == bug

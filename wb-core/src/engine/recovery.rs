@@ -21,7 +21,6 @@ use crate::io::{BufPool, Disk, IoError, PoolClass};
 use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
 use crate::log::{LogScan, ScanError, ScannedSegment, scan};
 use crate::meta::{self, CacheMeta, MetaError};
-use crate::service::SERVICE_CHUNK_BYTES_MAX;
 use crate::sync::{StripeLocks, WaitQueue};
 use crate::types::*;
 use std::collections::VecDeque;
@@ -411,7 +410,7 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
         index: parts.index,
         segments: parts.segments,
         stripes: StripeLocks::new(STRIPES),
-        pool: read_pool(config.read_bytes),
+        pool: BufPool::new(&config.read_buffers()),
         window_pool,
         served: Served {
             volume,
@@ -438,14 +437,4 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
     let maintenance = inner.clone();
     env.spawn(async move { maintenance.maintain().await });
     Engine { inner }
-}
-
-/// Buffers for reads and merges. The longest request may touch one block more than its length.
-fn read_pool(bytes: usize) -> BufPool {
-    let longest = SERVICE_CHUNK_BYTES_MAX + BLOCK_BYTES;
-    BufPool::new(&[
-        PoolClass { bytes: BLOCK_BYTES, count: (bytes / 8 / BLOCK_BYTES).max(64) },
-        PoolClass { bytes: 64 << 10, count: (bytes / 8 / (64 << 10)).max(8) },
-        PoolClass { bytes: longest, count: (bytes * 3 / 4 / longest).max(4) },
-    ])
 }

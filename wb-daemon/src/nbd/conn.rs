@@ -7,6 +7,7 @@ use super::codec::request::{Command, Request, Verdict};
 use super::codec::wire::NbdError;
 use super::execute::{Job, Work};
 use super::inbox::{Inbox, InboxError};
+use super::limits::read_split;
 use super::outbox::Outbox;
 use super::server::{Phase, Shared};
 use super::workers::Workers;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use tracing::{debug, info};
 use wb_core::rt::{self, NetError, Shutdown, Stream};
 use wb_core::service::BlockService;
+use wb_core::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 /// A connection in the transmission phase, as its tasks share it.
 pub(super) struct Conn<S> {
@@ -22,7 +24,8 @@ pub(super) struct Conn<S> {
     pub(super) session: Session,
     pub(super) outbox: Rc<Outbox>,
     workers: Rc<Workers<Job>>,
-    reads: Rc<Account>,
+    /// For each class of the service's read buffers, by their length.
+    reads: Vec<(usize, Rc<Account>)>,
     writes: Rc<Account>,
 }
 
@@ -64,24 +67,26 @@ async fn serve_until_end<S: BlockService>(
     stream: &Stream,
     outbox: &Rc<Outbox>,
 ) -> Result<(), String> {
-    let mut inbox = Inbox::new(stream.clone(), shared.pools.clone());
+    let watch = shared.pressure.watch(stream);
+    let mut inbox = Inbox::new(stream.clone(), shared.pools.clone(), watch.pace.clone());
     let limit = shared.limits.handshake_ns;
     let session = match rt::timeout(limit, shake_hands(shared, stream, &mut inbox)).await {
         Ok(Ok(session)) => session,
         Ok(Err(why)) => return Err(why),
         Err(_) => return Err(format!("no handshake within {} s", limit / 1_000_000_000)),
     };
+    let limit_bytes = shared.limits.bytes_per_connection;
     let conn = Rc::new(Conn {
         shared: shared.clone(),
         session,
         outbox: outbox.clone(),
         workers: Rc::new(Workers::new()),
-        reads: Account::new(&shared.read_budget, shared.limits.bytes_per_connection),
-        writes: Account::new(&shared.write_budget, shared.limits.bytes_per_connection),
+        reads: shared.read_budgets.iter().map(|(bytes, budget)| (*bytes, Account::new(budget, limit_bytes))).collect(),
+        writes: Account::new(&shared.write_budget, limit_bytes),
     });
     let writer = rt::spawn({
-        let (outbox, stream) = (outbox.clone(), stream.clone());
-        async move { outbox.send_all(&stream).await }
+        let (outbox, stream, pace) = (outbox.clone(), stream.clone(), watch.pace.clone());
+        async move { outbox.send_all(&stream, &pace).await }
     });
     let result = conn.read_requests(&mut inbox).await;
     drop(inbox);
@@ -147,9 +152,10 @@ impl<S: BlockService> Conn<S> {
     /// Takes what a valid command needs, payload and memory, and hands it to a worker.
     async fn start(self: &Rc<Self>, request: &Request, command: Command, inbox: &mut Inbox) -> Result<(), NetError> {
         let work = match command {
-            Command::Read { fragment } => Work::Read { fragment, charge: self.charge_read(request.len).await },
+            Command::Read { fragment } => Work::Read { fragment, charge: self.charge_read(request).await },
             Command::Write { fua } => {
-                let (payload, charge) = inbox.payload(request.len as usize, &self.writes).await?;
+                let (payload, charge) =
+                    inbox.payload(request.len as usize, &self.writes, &self.shared.pressure).await?;
                 Work::Write { payload, charge, fua }
             }
             Command::Flush => Work::Flush,
@@ -165,9 +171,13 @@ impl<S: BlockService> Conn<S> {
         Ok(())
     }
 
-    /// Room for the data of a read, in whole blocks as the service rounds them.
-    async fn charge_read(&self, len: u32) -> Charge {
-        self.reads.charge(u64::from(len).next_multiple_of(4096)).await
+    /// The buffers that the service will take for a read: whole blocks, of the smallest class that fits.
+    async fn charge_read(&self, request: &Request) -> Charge {
+        let (chunk, count) = read_split(request.len);
+        let bytes = ((request.offset % BLOCK_BYTES_U64) as usize + chunk as usize).next_multiple_of(BLOCK_BYTES);
+        let class = self.reads.iter().find(|(class, _)| *class >= bytes);
+        let (class, account) = class.expect("limits were checked: the longest chunk has a class");
+        self.shared.pressure.charge(account, *class as u64 * u64::from(count)).await
     }
 
     /// The reply that tells of an error.

@@ -5,6 +5,7 @@ use super::codec::reply::Reply;
 use super::codec::request::Request;
 use super::codec::wire::NbdError;
 use super::conn::Conn;
+use super::limits::read_split;
 use super::payload::Payload;
 use futures_util::future::join_all;
 use futures_util::stream::{self, Stream, StreamExt};
@@ -38,7 +39,7 @@ fn nbd_error(error: ServiceError) -> NbdError {
     }
 }
 
-/// The parts of a range that the service takes at once, as (start within the range, length).
+/// The parts of a write that the service takes at once, as (start within the range, length).
 fn chunks(len: u32) -> impl Iterator<Item = (usize, usize)> {
     let len = len as usize;
     (0..len).step_by(SERVICE_CHUNK_BYTES_MAX).map(move |start| (start, SERVICE_CHUNK_BYTES_MAX.min(len - start)))
@@ -81,18 +82,17 @@ impl<S: BlockService> Conn<S> {
 
     async fn read(&self, request: &Request, fragment: bool, charge: Charge) {
         let structured = self.session.structured;
+        let (first_len, count) = read_split(request.len);
         if request.len == 0 {
-            return self
-                .outbox
-                .push(request.cookie, if structured { Reply::None } else { Reply::Simple { error: None } });
+            let reply = if structured { Reply::None } else { Reply::Simple { error: None } };
+            return self.outbox.push(request.cookie, reply);
         }
-        let long = request.len as usize > SERVICE_CHUNK_BYTES_MAX;
-        if long && structured && fragment {
+        if count > 1 && structured && fragment {
             return self.read_in_chunks(request, charge).await;
         }
         // One reply for everything: its first byte says that there was no error, so all data comes first.
-        let (first, more) = match self.read_chunk(request, 0, SERVICE_CHUNK_BYTES_MAX.min(request.len as usize)).await {
-            Ok(first) if long => (Ok(first), self.read_rest(request).await),
+        let (first, more) = match self.read_chunk(request, 0, first_len.min(request.len)).await {
+            Ok(first) if count > 1 => (Ok(first), self.read_rest(request).await),
             other => (other, Ok(Vec::new())),
         };
         match (first, more) {
@@ -107,9 +107,9 @@ impl<S: BlockService> Conn<S> {
     }
 
     /// All of a long read but its first chunk.
-    async fn read_rest(&self, request: &Request) -> Result<Vec<ReadData>, (ServiceError, usize)> {
+    async fn read_rest(&self, request: &Request) -> Result<Vec<ReadData>, (ServiceError, u32)> {
         let mut chunks = std::pin::pin!(self.chunks_from(request, 1));
-        let mut data = Vec::with_capacity(request.len as usize / SERVICE_CHUNK_BYTES_MAX);
+        let mut data = Vec::with_capacity(read_split(request.len).1 as usize);
         while let Some(chunk) = chunks.next().await {
             data.push(chunk?);
         }
@@ -119,6 +119,7 @@ impl<S: BlockService> Conn<S> {
     /// Sends each chunk as soon as it and those before it are there.
     async fn read_in_chunks(&self, request: &Request, mut charge: Charge) {
         let mut chunks = std::pin::pin!(self.chunks_from(request, 0));
+        let buffer_bytes = charge.bytes() / u64::from(read_split(request.len).1);
         let mut sent = 0;
         while let Some(chunk) = chunks.next().await {
             match chunk {
@@ -127,7 +128,7 @@ impl<S: BlockService> Conn<S> {
                     let len = u32::try_from(data.len()).expect("chunks are short");
                     sent += len;
                     let done = sent == request.len;
-                    let part = charge.split(u64::from(len));
+                    let part = charge.split(buffer_bytes);
                     self.outbox.push_data(request.cookie, Reply::Data { offset, len, done }, [data], Some(part), done);
                 }
                 Err((error, at)) => return self.push_read_error(request, error, at),
@@ -136,29 +137,27 @@ impl<S: BlockService> Conn<S> {
     }
 
     /// Reads the chunks of a long read from the `first` on, some at a time, and yields them in order.
-    fn chunks_from(
-        &self,
-        request: &Request,
-        first: usize,
-    ) -> impl Stream<Item = Result<ReadData, (ServiceError, usize)>> {
+    fn chunks_from(&self, request: &Request, first: u32) -> impl Stream<Item = Result<ReadData, (ServiceError, u32)>> {
         let request = *request;
-        let reads = chunks(request.len)
-            .skip(first)
-            .map(move |(start, len)| async move { self.read_chunk(&request, start, len).await });
+        let (chunk, count) = read_split(request.len);
+        let reads = (first..count).map(move |number| async move {
+            let start = number * chunk;
+            self.read_chunk(&request, start, chunk.min(request.len - start)).await
+        });
         stream::iter(reads).buffered(READS_AT_ONCE)
     }
 
-    async fn read_chunk(&self, request: &Request, start: usize, len: usize) -> Result<ReadData, (ServiceError, usize)> {
-        let data =
-            self.shared.service.read(request.offset + start as u64, len).await.map_err(|error| (error, start))?;
-        assert!(data.len() == len, "the service returns all that it was asked for, or an error");
+    async fn read_chunk(&self, request: &Request, start: u32, len: u32) -> Result<ReadData, (ServiceError, u32)> {
+        let offset = request.offset + u64::from(start);
+        let data = self.shared.service.read(offset, len as usize).await.map_err(|error| (error, start))?;
+        assert!(data.len() == len as usize, "the service returns all that it was asked for, or an error");
         Ok(data)
     }
 
-    fn push_read_error(&self, request: &Request, error: ServiceError, start: usize) {
+    fn push_read_error(&self, request: &Request, error: ServiceError, start: u32) {
         let error = nbd_error(error);
         let plain = self.error(request, error);
-        let at = Reply::ErrorAt { error, offset: request.offset + start as u64 };
+        let at = Reply::ErrorAt { error, offset: request.offset + u64::from(start) };
         self.outbox.push(request.cookie, if self.session.structured { at } else { plain });
     }
 }

@@ -5,7 +5,9 @@ use super::codec::request::{BadMagic, Request};
 use super::codec::wire::REQUEST_BYTES;
 use super::limits::{AHEAD_BYTES, AHEAD_BYTES_BUSY, PIECE_BYTES, Pools};
 use super::payload::Payload;
+use super::pressure::{Pace, Pressure};
 use std::rc::Rc;
+use std::sync::Arc;
 use wb_core::io::{Buf, Slice};
 use wb_core::rt::{NetError, Stream};
 
@@ -27,6 +29,7 @@ pub(super) enum InboxError {
 pub(super) struct Inbox {
     stream: Stream,
     pools: Pools,
+    pace: Arc<Pace>,
     /// `start..end` is what has come and was not taken yet, `end..` is free. `None` while the kernel has it.
     chunk: Option<Buf>,
     start: usize,
@@ -36,8 +39,8 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(stream: Stream, pools: Pools) -> Inbox {
-        Inbox { stream, pools, chunk: None, start: 0, end: 0, busy: false }
+    pub(super) fn new(stream: Stream, pools: Pools, pace: Arc<Pace>) -> Inbox {
+        Inbox { stream, pools, pace, chunk: None, start: 0, end: 0, busy: false }
     }
 
     /// Bytes that have come and were not taken yet.
@@ -123,6 +126,7 @@ impl Inbox {
         &mut self,
         len: usize,
         account: &Rc<Account>,
+        pressure: &Pressure,
     ) -> Result<(Payload, Option<Charge>), NetError> {
         let mut payload = Payload::default();
         loop {
@@ -134,8 +138,11 @@ impl Inbox {
                 0 => return Ok((payload, None)),
                 left if left > AHEAD_PAYLOAD_BYTES_MAX => {
                     // Charged as a whole before the first byte is taken: see `Pools::pieces`.
-                    let charge = account.charge((left.div_ceil(PIECE_BYTES) * PIECE_BYTES) as u64).await;
+                    let bytes = (left.div_ceil(PIECE_BYTES) * PIECE_BYTES) as u64;
+                    let charge = pressure.charge(account, bytes).await;
+                    self.pace.receiving(left);
                     self.receive_pieces(left, &mut payload).await?;
+                    self.pace.received();
                     return Ok((payload, Some(charge)));
                 }
                 left => self.fill_for(left).await?,

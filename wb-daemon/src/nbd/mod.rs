@@ -9,8 +9,8 @@
 //! that the service read into.
 //!
 //! A write reaches the service only when its payload is complete. Everything is bounded: requests and bytes per
-//! connection and in all (see [`Limits`]), and a reply that its client does not take keeps its share until it is taken or
-//! the connection ends.
+//! connection and in all (see [`Limits`]). A reply that its client does not take keeps its share until it is taken, until
+//! the connection ends, or until others have waited too long for that memory.
 
 mod budget;
 pub mod codec;
@@ -21,6 +21,7 @@ mod limits;
 mod listen;
 mod outbox;
 mod payload;
+mod pressure;
 mod server;
 mod workers;
 

@@ -2,6 +2,7 @@
 
 use super::budget::Charge;
 use super::codec::reply::Reply;
+use super::pressure::Pace;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
@@ -120,10 +121,12 @@ impl Outbox {
 
     /// Sends what is pushed, until the outbox is closed and every request that was begun is answered. If sending fails, both
     /// directions are shut down, so that the reader ends too.
-    pub(super) async fn send_all(&self, stream: &Stream) {
+    pub(super) async fn send_all(&self, stream: &Stream, pace: &Pace) {
         let mut empty = Batch::default();
         while let Some(Batch { queue, requests, mut charges }) = self.next(empty).await {
+            pace.sending(queue.len());
             let (result, queue) = stream.send(queue).await;
+            pace.sent();
             if result.is_err() {
                 self.broken.set(true);
                 // Fails only if the connection is gone already.

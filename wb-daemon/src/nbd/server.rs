@@ -4,6 +4,7 @@ use super::budget::Budget;
 use super::codec::Export;
 use super::conn;
 use super::limits::{Limits, LimitsError, Pools};
+use super::pressure::Pressure;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use tracing::{error, warn};
@@ -37,8 +38,10 @@ pub(super) struct Shared<S> {
     pub(super) export: Export,
     pub(super) limits: Limits,
     pub(super) pools: Pools,
-    pub(super) read_budget: Arc<Budget>,
+    /// For each class of the service's read buffers, by their length.
+    pub(super) read_budgets: Vec<(usize, Arc<Budget>)>,
     pub(super) write_budget: Arc<Budget>,
+    pub(super) pressure: Pressure,
     connections: AtomicUsize,
     phase: AtomicU8,
     /// Notified when `phase` or `connections` changes in a way that somebody waits for.
@@ -115,10 +118,11 @@ impl<S: BlockService> NbdServer<S> {
         let shared = Shared {
             service,
             export,
-            limits,
             pools: limits.pools(),
-            read_budget: Budget::new(limits.read_bytes),
-            write_budget: Budget::new(limits.write_bytes),
+            read_budgets: limits.read_budgets(),
+            write_budget: limits.write_budget(),
+            pressure: Pressure::new(limits.stall_ns),
+            limits,
             connections: AtomicUsize::new(0),
             phase: AtomicU8::new(Phase::Serving as u8),
             changed: WaitQueue::new(),
@@ -132,9 +136,10 @@ impl<S: BlockService> NbdServer<S> {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// Bytes of long write payloads and of read data that are held now.
+    /// Bytes of long write payloads and of buffers with read data that are held now.
     pub fn bytes_in_flight(&self) -> u64 {
-        self.shared.read_budget.used() + self.shared.write_budget.used()
+        let reads = self.shared.read_budgets.iter().map(|(_, budget)| budget.used());
+        reads.sum::<u64>() + self.shared.write_budget.used()
     }
 
     /// Serves a connection in a task of the calling thread's runtime, until it ends. It is closed at once if there are
