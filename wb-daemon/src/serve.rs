@@ -155,15 +155,14 @@ fn engine_config(cache: &CacheConfig) -> EngineConfig {
         writeback_start_percent: cache.writeback.start_percent.into(),
         writeback_stop_percent: cache.writeback.stop_percent.into(),
         index_shards: 16.max(4 * usize::from(cache.threads)).next_power_of_two(),
-        // Every reply that the server may hold has its buffer here.
-        read_bytes: 192 << 20,
         ..EngineConfig::default()
     }
 }
 
 fn daemon(config: CacheConfig, engine: Engine<RtEnv>, started_ns: u64) -> anyhow::Result<Daemon> {
-    let limits = Limits::default();
-    let server = NbdServer::new(engine.volume(), config.export_name(), &config.backing.display().to_string(), limits)?;
+    let limits = Limits { read_buffers: engine_config(&config).read_buffers(), ..Limits::default() };
+    let server =
+        NbdServer::new(engine.volume(), config.export_name(), &config.backing.display().to_string(), limits.clone())?;
     let engine_bytes = engine.memory_bytes();
     let total = engine_bytes + limits.memory_bytes();
     info!("memory: {engine_bytes} bytes for the engine, {} for NBD, {total} in all", limits.memory_bytes());
