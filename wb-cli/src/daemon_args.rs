@@ -204,6 +204,7 @@ impl Tool for DaemonArgs {
     const PROGRAM: &'static str = "wb-daemon";
     const MAN_SECTION: &'static str = "8";
     const EXAMPLES: &'static [Example] = EXAMPLES;
+    const VERBOSE: u8 = 1;
 
     fn common(&self) -> &CommonArgs {
         &self.common

@@ -19,6 +19,8 @@ pub trait Tool: clap::Parser {
     const PROGRAM: &'static str;
     /// Section of its man page.
     const MAN_SECTION: &'static str;
+    /// How many `-v` the tool behaves as if it had been given: a service tells when it is ready.
+    const VERBOSE: u8 = 0;
     /// Examples of its help and man page.
     const EXAMPLES: &'static [Example];
 
@@ -60,7 +62,7 @@ where
     };
     let common = args.common().clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        crate::logging::init(common.verbose)?;
+        crate::logging::init(common.verbose.saturating_add(T::VERBOSE))?;
         let mut ctx = Context { out: Out::stdout(), json: common.json, verbose: common.verbose };
         let plan = args.resolve()?;
         let exit = run(plan, &mut ctx)?;
