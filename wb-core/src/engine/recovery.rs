@@ -28,6 +28,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 const STRIPES: usize = 1024;
+/// Most ranges that a log may hold: writers stop at [`EngineConfig::range_pieces`], but a start with a smaller setting
+/// than the last one must take what is there.
+const RANGES_MAX: usize = 1 << 22;
 
 /// What to open.
 pub struct OpenOptions<D> {
@@ -76,6 +79,9 @@ pub enum OpenError {
         /// The block.
         block: u64,
     },
+    /// More zeroed and discarded ranges than any engine would have logged.
+    #[error("the log holds more than {RANGES_MAX} zeroed or discarded ranges. Run wb-check")]
+    Ranges,
     /// The cache device.
     #[error("flushing the cache device failed: {0}")]
     Flush(IoError),
@@ -184,7 +190,9 @@ impl Loading<'_> {
         let kind = range_kind(entry.kind).expect("an entry without payload is a range");
         let piece = Piece { kind, pos, seq, segment: scanned.segment, dirty };
         let first = entry.addr.block();
-        self.ranges.insert(first..first + entry.blocks, piece).expect("the range map has room for what was logged");
+        if self.ranges.insert(first..first + entry.blocks, piece).is_err() {
+            self.error.get_or_insert(OpenError::Ranges);
+        }
     }
 }
 
@@ -212,8 +220,7 @@ impl<E: Env> Engine<E> {
             superblock: &meta.superblock,
             index: &index,
             segments: &segments,
-            // Twice the room that writers get: the same ranges may be cut into other pieces here.
-            ranges: RangeMap::new(2 * options.config.range_pieces + 4096),
+            ranges: RangeMap::new(RANGES_MAX.max(2 * options.config.range_pieces)),
             dirty_tail: meta.anchor.dirty_tail,
             live: VecDeque::new(),
             next_pos: u64::from(meta.superblock.geometry.segment_blocks()),

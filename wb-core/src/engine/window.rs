@@ -83,7 +83,7 @@ impl<E: Env> Inner<E> {
     pub(super) async fn entries_by_sweep(&self, live: &LiveSegment) -> Vec<(BlockAddr, crate::index::Entry)> {
         let mut found = Vec::new();
         for shard in 0..self.index.shard_count() {
-            let Some(mut sweep) = self.index.sweep(shard) else { continue };
+            let mut sweep = self.index.sweep(shard).expect("only the maintenance task sweeps");
             loop {
                 let more = sweep.step(1024, |addr, entry| {
                     if self.geometry.slot_parts(entry.slot).0 == live.segment {
