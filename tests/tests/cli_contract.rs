@@ -68,10 +68,18 @@ impl Place {
     fn args(&self, t: &Tool, cache: &Path) -> Vec<String> {
         (t.on_cache)(cache.to_str().unwrap(), self.dir.path().to_str().unwrap())
     }
+    /// A command line that works: on a new cache, for wb-format on a new file.
+    fn good_args(&self, t: &Tool) -> Vec<String> {
+        if t.name != "wb-format" {
+            return self.args(t, &self.cache());
+        }
+        let new = self.path(&format!("new-{}.img", names(self.dir.path()).len()));
+        words(&["--size", "32MiB", new.to_str().unwrap()])
+    }
     /// A cache that wb-format made.
     fn cache(&self) -> PathBuf {
         let path = self.path("cache.img");
-        let ran = run(tool("wb-format").args(["--size", "32MiB"]).arg(&path));
+        let ran = run(tool("wb-format").args(["--size", "32MiB", "--force"]).arg(&path));
         assert_eq!(ran.code, 0, "{ran:?}");
         path
     }
@@ -255,13 +263,7 @@ fn unreadable_file_is_named(t: &Tool) {
 
 fn json_is_one_document(t: &Tool) {
     let place = Place::new();
-    let cache = place.cache();
-    let args = if t.name == "wb-format" {
-        words(&["--size", "32MiB", place.path("new.img").to_str().unwrap()])
-    } else {
-        place.args(t, &cache)
-    };
-    let ran = run(tool(t.name).args(args).arg("--json"));
+    let ran = run(tool(t.name).args(place.good_args(t)).arg("--json"));
     assert_eq!(ran.code, 0, "{ran:?}");
     let document: serde_json::Value = serde_json::from_str(&ran.stdout).expect("one document and nothing else");
     assert!(document.is_object());
@@ -275,15 +277,9 @@ fn json_errors_leave_stdout_empty(t: &Tool) {
 
 fn output_into_a_closed_pipe_is_no_error(t: &Tool) {
     let place = Place::new();
-    let cache = place.cache();
     for json in [false, true] {
-        let args = if t.name == "wb-format" {
-            words(&["--size", "32MiB", place.path(&format!("new-{json}.img")).to_str().unwrap()])
-        } else {
-            place.args(t, &cache)
-        };
         let mut command = tool(t.name);
-        command.args(args);
+        command.args(place.good_args(t));
         if json {
             command.arg("--json");
         }
@@ -294,7 +290,7 @@ fn output_into_a_closed_pipe_is_no_error(t: &Tool) {
 
 fn output_to_a_full_disk_is_an_error(t: &Tool) {
     let place = Place::new();
-    let args = place.args(t, &place.cache());
+    let args = place.good_args(t);
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let ran = run_keeping_stdout(tool(t.name).args(args).stdout(Stdio::from(full)));
     assert_error(t, &ran, t.failed, "stdout");
@@ -381,6 +377,15 @@ contract!(
         misspelt_config_key_is_named,
         wrong_log_filter_is_a_usage_error,
         help_into_a_closed_pipe_is_no_error,
+        missing_file_is_named,
+        directory_is_refused,
+        character_device_is_refused,
+        empty_file_is_refused,
+        tiny_file_is_refused,
+        zeroes_are_no_cache,
+        random_bytes_are_no_cache,
+        unreadable_file_is_named,
+        json_errors_leave_stdout_empty,
     ]
 );
 
