@@ -1,8 +1,6 @@
 //! What every tool promises, whatever it does: help, version, exit codes, messages, JSON, closed pipes, and that nothing
 //! is written when something is wrong. One function per promise; the table at the end says which tool makes it.
 
-#![expect(dead_code, reason = "promises about caches are in the table as soon as the tools do their work")]
-
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -338,6 +336,15 @@ contract!(
         unknown_option_touches_nothing,
         wrong_log_filter_is_a_usage_error,
         help_into_a_closed_pipe_is_no_error,
+        missing_file_is_named,
+        directory_is_refused,
+        character_device_is_refused,
+        empty_file_is_refused,
+        tiny_file_is_refused,
+        unreadable_file_is_named,
+        json_is_one_document,
+        json_errors_leave_stdout_empty,
+        output_into_a_closed_pipe_is_no_error,
     ]
 );
 
@@ -351,6 +358,20 @@ contract!(
         misspelt_config_key_is_named,
         wrong_log_filter_is_a_usage_error,
         help_into_a_closed_pipe_is_no_error,
+        missing_file_is_named,
+        directory_is_refused,
+        character_device_is_refused,
+        empty_file_is_refused,
+        tiny_file_is_refused,
+        unreadable_file_is_named,
+        json_is_one_document,
+        json_errors_leave_stdout_empty,
+        output_into_a_closed_pipe_is_no_error,
+        zeroes_are_no_cache,
+        random_bytes_are_no_cache,
+        output_to_a_full_disk_is_an_error,
+        reading_writes_nothing,
+        a_cache_without_write_permission_can_be_read,
     ]
 );
 
@@ -364,6 +385,20 @@ contract!(
         misspelt_config_key_is_named,
         wrong_log_filter_is_a_usage_error,
         help_into_a_closed_pipe_is_no_error,
+        missing_file_is_named,
+        directory_is_refused,
+        character_device_is_refused,
+        empty_file_is_refused,
+        tiny_file_is_refused,
+        unreadable_file_is_named,
+        json_is_one_document,
+        json_errors_leave_stdout_empty,
+        output_into_a_closed_pipe_is_no_error,
+        zeroes_are_no_cache,
+        random_bytes_are_no_cache,
+        output_to_a_full_disk_is_an_error,
+        reading_writes_nothing,
+        a_cache_without_write_permission_can_be_read,
     ]
 );
 

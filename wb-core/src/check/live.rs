@@ -107,6 +107,11 @@ impl LiveMap {
     pub fn range(&self, addr: BlockAddr) -> Option<&RangeState> {
         self.ranges.range(..=addr.0).next_back().map(|found| found.1).filter(|piece| piece.end > addr.0)
     }
+    /// The range pieces that count for some of `blocks` blocks from `addr` on.
+    pub fn range_pieces(&self, addr: BlockAddr, blocks: u64) -> impl Iterator<Item = &RangeState> {
+        let first = self.ranges.range(..addr.0).next_back().filter(|found| found.1.end > addr.0);
+        first.into_iter().chain(self.ranges.range(addr.0..addr.0 + blocks)).map(|found| found.1)
+    }
     /// True if the payload in `slot` is the one that counts for `addr`.
     pub fn is_live(&self, addr: BlockAddr, slot: Slot) -> bool {
         self.block(addr).is_some_and(|version| version.slot == slot)

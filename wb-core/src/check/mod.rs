@@ -3,10 +3,10 @@
 //! Everything works on any image, read-only unless it is [`repair`] or [`replay`], and without the engine.
 
 mod append;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "sim", feature = "testing"))]
 pub mod build;
 pub mod census;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "sim", feature = "testing"))]
 pub mod damage;
 mod examine;
 pub mod live;

@@ -1,9 +1,9 @@
 //! Devices and the buffers that travel to them.
 
 pub mod buf;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "sim", feature = "testing"))]
 pub mod conformance;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "sim", feature = "testing"))]
 pub mod mem;
 
 pub use buf::{Buf, BufPool, PoolClass, Slice};
