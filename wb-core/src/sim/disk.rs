@@ -154,6 +154,7 @@ impl SimDevice {
         let mut applied = 0;
         for id in ids {
             let Some(InFlight { write, fua, alive }) = state.in_flight.remove(&id) else { continue };
+            state.cache.complete(id);
             match state.rng.below(3) {
                 0 => {}
                 1 => {

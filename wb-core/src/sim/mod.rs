@@ -4,6 +4,7 @@
 //! executor   tasks in process groups, clock, seeded choices      env      what a group sees of it      rng  the draws
 //! disk       devices: the fault model (state, handle: inside)    fault    the plan of faults
 //! volatile   what a power cut leaves                             medium   sparse content
+//! workload   the plan of a run                                   scenario runs a plan against a system under test
 //! model      the oracle: what a volume may hold                  stamp    contents that say what they are
 //! ```
 //! A run is fixed by its seed; [`Sim::digest`] proves it. Compiled for tests and with feature `sim` only.
@@ -16,9 +17,11 @@ mod handle;
 mod medium;
 pub mod model;
 mod rng;
+pub mod scenario;
 mod stamp;
 mod state;
 mod volatile;
+pub mod workload;
 
 pub use disk::{Counters, DeviceConfig, SimDevice};
 pub use env::SimEnv;

@@ -146,6 +146,8 @@ impl DeviceState {
         // Not there: power failed meanwhile.
         let Some(request) = self.in_flight.remove(&id) else { return Err(IoError::Gone) };
         let error = if self.gone { Some(IoError::Gone) } else { error };
+        // What became visible at once can be flushed from here on, however the request ends.
+        self.cache.complete(id);
         if let Some(error) = error {
             if let Some(write) = &request.write
                 && error != IoError::ReadOnly
@@ -159,7 +161,6 @@ impl DeviceState {
             write.completed = true;
             self.apply(write);
         }
-        self.cache.complete(id);
         if request.fua {
             if self.rng.chance_ppm(self.plan.lie_fua_ppm) {
                 self.counters.silent_faults += 1;

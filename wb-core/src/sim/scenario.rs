@@ -1,0 +1,504 @@
+//! Runs a plan against a system under test: formats, starts, lets clients work, crashes at any step, starts again,
+//! and asks the oracle about everything that is read.
+
+use super::disk::{DeviceConfig, SimDevice};
+use super::env::SimEnv;
+use super::executor::{BreakAt, Sim, Stop};
+use super::fault::FaultPlan;
+use super::handle::SimDisk;
+use super::medium::Medium;
+use super::model::{Crash, Initial, Model, Violation};
+use super::rng::{SimRng, mix};
+use super::workload::{Plan, Request, RequestKind};
+use crate::env::Env;
+use crate::service::{BlockService, ServiceError};
+use std::cell::{Cell, RefCell};
+use std::fmt::Write as _;
+use std::future::Future;
+use std::rc::Rc;
+
+/// Bytes of one read when everything is read.
+const VERIFY_BYTES: u64 = 128 << 10;
+
+/// What is tested: something that makes a volume out of a cache device and a backing device.
+pub trait System: Clone + 'static {
+    /// A running instance.
+    type Running: Running;
+    /// Bytes of a cache device with the segments of `plan`.
+    fn cache_bytes(&self, plan: &Plan) -> u64;
+    /// Survivors of a power cut are a prefix of the log (else: what a plain disk promises).
+    fn keeps_prefix(&self) -> bool;
+    /// Writes an empty cache.
+    fn format(self, cache: SimDisk, plan: Plan) -> impl Future<Output = Result<(), String>> + 'static;
+    /// Starts in the process group of `env`, after whatever happened.
+    fn start(
+        self,
+        env: SimEnv,
+        cache: SimDisk,
+        backing: SimDisk,
+        plan: Plan,
+    ) -> impl Future<Output = Result<Self::Running, String>> + 'static;
+    /// Looks at the devices while nothing runs, after a crash and before the next start: an offline checker.
+    fn inspect(self, cache: SimDisk, plan: Plan) -> impl Future<Output = Result<(), String>> + 'static;
+}
+
+/// A running instance of a [`System`].
+pub trait Running: Clone + 'static {
+    /// The volume.
+    type Service: BlockService;
+    /// The volume.
+    fn service(&self) -> Self::Service;
+    /// Writes everything back.
+    fn drain(&self) -> impl Future<Output = Result<(), String>>;
+    /// Clean stop.
+    fn stop(&self) -> impl Future<Output = Result<(), String>>;
+}
+
+/// What happened in a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What is wrong; empty if nothing is.
+    pub failures: Vec<String>,
+    /// Folds every event.
+    pub digest: u64,
+    /// Crashes: power cuts and kills.
+    pub crashes: u64,
+    /// Crashes before the system was ready.
+    pub crashes_in_recovery: u64,
+    /// Requests that were answered.
+    pub requests: u64,
+    /// Requests that failed because a device did.
+    pub errors: u64,
+    /// Lives that ended with a clean stop.
+    pub stops: u64,
+    /// Virtual time.
+    pub virtual_ns: u64,
+}
+
+/// What clients and driver share.
+struct Shared {
+    model: RefCell<Model>,
+    failures: RefCell<Vec<String>>,
+    requests_left: Cell<u64>,
+    clients_running: Cell<u64>,
+    ready: Cell<bool>,
+    answered: Cell<u64>,
+    errors: Cell<u64>,
+}
+
+impl Shared {
+    fn fail(&self, what: String) {
+        self.failures.borrow_mut().push(what);
+    }
+
+    fn failed(&self) -> bool {
+        !self.failures.borrow().is_empty()
+    }
+
+    fn violations(&self, context: &str, found: Vec<Violation>) {
+        for violation in found {
+            self.fail(format!("{context}: {violation}"));
+        }
+    }
+}
+
+/// One client or check within a life.
+struct Client<V> {
+    env: SimEnv,
+    service: V,
+    plan: Rc<Plan>,
+    shared: Rc<Shared>,
+    errors: bool,
+}
+
+impl<V: BlockService> Client<V> {
+    async fn work(self, mut rng: SimRng) {
+        while self.shared.requests_left.get() > 0 && !self.shared.failed() {
+            self.shared.requests_left.set(self.shared.requests_left.get() - 1);
+            let request = self.plan.request(&mut rng);
+            self.perform(request).await;
+            self.shared.answered.set(self.shared.answered.get() + 1);
+            if self.plan.think_ns > 0 && rng.below(4) == 0 {
+                self.env.sleep(rng.below(self.plan.think_ns)).await;
+            }
+        }
+        self.shared.clients_running.set(self.shared.clients_running.get() - 1);
+    }
+
+    async fn perform(&self, request: Request) {
+        let Request { kind, sectors } = request;
+        let (offset, len) = (sectors.start * 512, (sectors.end - sectors.start) * 512);
+        let model = &self.shared.model;
+        let (op, result) = match kind {
+            RequestKind::Read => return self.read(sectors.start, sectors.end, "read").await,
+            RequestKind::Write | RequestKind::WriteFua => {
+                let fua = kind == RequestKind::WriteFua;
+                let op = model.borrow_mut().begin_write(sectors.clone(), fua);
+                let mut payload = vec![0; len as usize];
+                model.borrow().fill(op, sectors.start, &mut payload);
+                (op, self.service.write(offset, payload.len(), &payload[..], fua).await)
+            }
+            RequestKind::Zeroes => {
+                let op = model.borrow_mut().begin_zeroes(sectors, false);
+                (op, self.service.write_zeroes(offset, len, false).await)
+            }
+            RequestKind::Discard => {
+                let op = model.borrow_mut().begin_discard(sectors);
+                (op, self.service.discard(offset, len, false).await)
+            }
+            RequestKind::Flush => {
+                let op = model.borrow_mut().begin_flush();
+                (op, self.service.flush().await)
+            }
+        };
+        model.borrow_mut().end(op, result.is_ok());
+        self.note_error(kind, offset, len, result);
+    }
+
+    fn note_error(&self, kind: RequestKind, offset: u64, len: u64, result: Result<(), ServiceError>) {
+        let Err(error) = result else { return };
+        self.shared.errors.set(self.shared.errors.get() + 1);
+        if !(self.errors && error == ServiceError::Io) {
+            self.shared.fail(format!("{kind:?} of {len} bytes at {offset} failed without a reason: {error}"));
+        }
+    }
+
+    async fn read(&self, first: u64, end: u64, what: &str) {
+        let (offset, len) = (first * 512, (end - first) * 512);
+        let op = self.shared.model.borrow_mut().begin_read(first..end);
+        match self.service.read(offset, len as usize).await {
+            Ok(data) => {
+                let found = self.shared.model.borrow_mut().end_read(op, &data);
+                self.shared.violations(what, found);
+            }
+            Err(error) => {
+                self.shared.model.borrow_mut().end(op, false);
+                self.note_error(RequestKind::Read, offset, len, Err(error));
+            }
+        }
+    }
+
+    async fn read_all(&self, what: &str) {
+        let sectors = self.plan.sectors();
+        let mut at = 0;
+        while at < sectors && !self.shared.failed() {
+            let end = (at + VERIFY_BYTES / 512).min(sectors);
+            self.read(at, end, what).await;
+            at = end;
+        }
+    }
+}
+
+/// How a life is meant to go on when the system is ready.
+#[derive(Debug, Clone, Copy)]
+struct Life {
+    number: u64,
+    read_all: bool,
+    drain: bool,
+    stop: bool,
+    errors: bool,
+    last: bool,
+}
+
+async fn live<S: System>(
+    system: S,
+    env: SimEnv,
+    devices: [SimDevice; 2],
+    plan: Rc<Plan>,
+    shared: Rc<Shared>,
+    life: Life,
+) {
+    let [cache, backing] = &devices;
+    let start = system.clone().start(env.clone(), cache.open(&env), backing.open(&env), (*plan).clone());
+    let running = match start.await {
+        Ok(running) => running,
+        Err(_) if life.errors => return,
+        Err(error) => return shared.fail(format!("life {}: start refused: {error}", life.number)),
+    };
+    shared.ready.set(true);
+    let client = || Client {
+        env: env.clone(),
+        service: running.service(),
+        plan: plan.clone(),
+        shared: shared.clone(),
+        errors: life.errors,
+    };
+    if life.read_all {
+        client().read_all(&format!("life {}, read after start", life.number)).await;
+        let found = shared.model.borrow().check_prefix();
+        if system.keeps_prefix() {
+            shared.violations(&format!("life {}, prefix of the log", life.number), found);
+        }
+    }
+    shared.clients_running.set(plan.clients);
+    for number in 0..plan.clients {
+        let rng = SimRng::new(mix(plan.seed ^ mix(life.number << 8 | number)));
+        env.spawn(client().work(rng));
+    }
+    while shared.clients_running.get() > 0 {
+        env.sleep(50_000).await;
+    }
+    if life.last {
+        client().read_all("last life, read at the end").await;
+    }
+    if life.drain
+        && let Err(error) = running.drain().await
+        && !life.errors
+    {
+        shared.fail(format!("life {}: drain failed: {error}", life.number));
+    }
+    if life.last {
+        compare_backing(backing, &plan, &shared);
+    }
+    if life.stop {
+        let op = shared.model.borrow_mut().begin_flush();
+        let result = running.stop().await;
+        shared.model.borrow_mut().end(op, result.is_ok());
+        match result {
+            Err(error) if !life.errors => shared.fail(format!("life {}: stop failed: {error}", life.number)),
+            _ => {}
+        }
+    }
+}
+
+/// After a drain the backing device alone holds everything, durably.
+fn compare_backing(backing: &SimDevice, plan: &Plan, shared: &Shared) {
+    let image = backing.stable().image(plan.volume_bytes as usize);
+    let op = shared.model.borrow_mut().begin_read(0..plan.sectors());
+    let found = shared.model.borrow_mut().end_read(op, &image);
+    shared.violations("backing device after the drain", found);
+}
+
+struct World<S> {
+    system: S,
+    plan: Rc<Plan>,
+    sim: Sim,
+    rng: SimRng,
+    devices: [SimDevice; 2],
+    shared: Rc<Shared>,
+    outcome: Outcome,
+}
+
+impl<S: System> World<S> {
+    fn new(system: S, plan: &Plan) -> World<S> {
+        let sim = Sim::new(plan.seed);
+        let initial = if plan.filled { Initial::Stamps } else { Initial::Zeroes };
+        let model = Model::new(plan.sectors(), plan.seed, initial);
+        let mut content = Medium::default();
+        if plan.filled {
+            let mut image = vec![0; plan.volume_bytes as usize];
+            model.fill_initial(0, &mut image);
+            content.write(0, &image);
+        }
+        let cache = DeviceConfig::new("cache", system.cache_bytes(plan));
+        let backing = DeviceConfig {
+            sector_bytes: plan.sector_bytes,
+            align_bytes: plan.sector_bytes,
+            ..DeviceConfig::new("backing", plan.volume_bytes)
+        };
+        let devices = [
+            SimDevice::new(&sim, cache, Medium::default(), FaultPlan::default()),
+            SimDevice::new(&sim, backing, content, FaultPlan::default()),
+        ];
+        let shared = Shared {
+            model: RefCell::new(model),
+            failures: RefCell::default(),
+            requests_left: Cell::new(0),
+            clients_running: Cell::new(0),
+            ready: Cell::new(false),
+            answered: Cell::new(0),
+            errors: Cell::new(0),
+        };
+        let rng = SimRng::derive(plan.seed, "scenario");
+        let plan = Rc::new(plan.clone());
+        World { system, plan, sim, rng, devices, shared: Rc::new(shared), outcome: Outcome::default() }
+    }
+
+    fn format(&mut self) {
+        let env = self.sim.group("format");
+        let format = self.system.clone().format(self.devices[0].open(&env), (*self.plan).clone());
+        match self.sim.run(format) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.shared.fail(format!("format: {error}")),
+            Err(failure) => self.shared.fail(format!("format: {failure}")),
+        }
+        self.sim.kill(&env);
+    }
+
+    /// A step somewhere ahead; near ones are as likely as far ones.
+    fn draw_break(&mut self) -> BreakAt {
+        let (polls, events, now_ns) = self.sim.progress();
+        let ahead = |rng: &mut SimRng, bits: u64| {
+            let bits = rng.range(1, bits);
+            rng.below(1 << bits) + 1
+        };
+        match self.rng.below(3) {
+            0 => BreakAt::Poll(polls + ahead(&mut self.rng, 13)),
+            1 => BreakAt::DeviceEvent(events + ahead(&mut self.rng, 11)),
+            _ => BreakAt::TimeNs(now_ns + ahead(&mut self.rng, 30)),
+        }
+    }
+
+    fn life(&mut self, number: u64) {
+        let last = number + 1 == self.plan.lives;
+        let crash = !last && self.rng.below(100) < self.plan.crash_percent;
+        let life = Life {
+            number,
+            read_all: last || self.rng.below(4) > 0,
+            drain: last || self.rng.below(4) == 0,
+            stop: last || self.rng.below(2) == 0,
+            errors: self.plan.errors && !last,
+            last,
+        };
+        let faults = if life.errors {
+            [self.plan.cache_faults.clone(), self.plan.backing_faults.clone()]
+        } else {
+            [&self.plan.cache_faults, &self.plan.backing_faults].map(|plan| FaultPlan {
+                read_error_ppm: 0,
+                write_error_ppm: 0,
+                flush_error_ppm: 0,
+                ..plan.clone()
+            })
+        };
+        for (device, faults) in self.devices.iter().zip(faults) {
+            device.set_plan(faults);
+        }
+        self.shared.requests_left.set(self.plan.requests);
+        self.shared.ready.set(false);
+        let env = self.sim.group(&format!("life {number}"));
+        let in_recovery = self.rng.below(4) == 0;
+        if crash && in_recovery {
+            let at = self.draw_break();
+            self.sim.set_break(Some(at));
+        }
+        let task =
+            live(self.system.clone(), env.clone(), self.devices.clone(), self.plan.clone(), self.shared.clone(), life);
+        let started = self.sim.start(&env, task);
+        let shared = self.shared.clone();
+        let over = || started.is_done() || shared.failed();
+        let mut stop = self.sim.run_until(|| over() || shared.ready.get());
+        if let Ok(Stop::Done) = stop {
+            if crash && !in_recovery {
+                let at = self.draw_break();
+                self.sim.set_break(Some(at));
+            }
+            stop = self.sim.run_until(over);
+        }
+        self.sim.set_break(None);
+        match stop {
+            Err(failure) => self.shared.fail(format!("life {number}: {failure}")),
+            Ok(Stop::Break) => {
+                self.outcome.crashes += 1;
+                self.outcome.crashes_in_recovery += u64::from(!self.shared.ready.get());
+            }
+            Ok(Stop::Done) => self.outcome.stops += u64::from(life.stop),
+        }
+        self.end_life(&env, number);
+    }
+
+    fn end_life(&mut self, env: &SimEnv, number: u64) {
+        self.sim.kill(env);
+        let power_cut = self.rng.below(100) < self.plan.power_cut_percent;
+        for device in &self.devices {
+            if power_cut {
+                device.power_cut();
+            } else {
+                device.settle_killed();
+            }
+        }
+        // Without memory that outlives the process, its death takes what a power cut may take.
+        self.shared.model.borrow_mut().crash(Crash::PowerCut);
+        if self.plan.errors || self.shared.failed() {
+            return;
+        }
+        let disk = self.devices[0].open_read_only(&self.sim.env());
+        match self.sim.run(self.system.clone().inspect(disk, (*self.plan).clone())) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.shared.fail(format!("after life {number}, checker: {error}")),
+            Err(failure) => self.shared.fail(format!("after life {number}, checker: {failure}")),
+        }
+    }
+}
+
+/// Runs `plan`. The outcome depends on nothing else.
+pub fn run<S: System>(system: &S, plan: &Plan) -> Outcome {
+    run_traced(system, plan, false)
+}
+
+/// As [`run`]; prints every event to stderr if `trace`.
+pub fn run_traced<S: System>(system: &S, plan: &Plan, trace: bool) -> Outcome {
+    let mut world = World::new(system.clone(), plan);
+    world.sim.set_trace(trace);
+    world.format();
+    for number in 0..plan.lives {
+        if world.shared.failed() {
+            break;
+        }
+        world.life(number);
+    }
+    let World { sim, shared, mut outcome, .. } = world;
+    outcome.failures = shared.failures.take();
+    outcome.failures.truncate(4);
+    outcome.requests = shared.answered.get();
+    outcome.errors = shared.errors.get();
+    outcome.digest = sim.digest();
+    outcome.virtual_ns = sim.progress().2;
+    outcome
+}
+
+/// A smaller plan that fails too, as far as simple cuts find one.
+pub fn shrink<S: System>(system: &S, plan: &Plan) -> Plan {
+    let cuts: [fn(&mut Plan); 14] = [
+        |plan| plan.lives = (plan.lives - 1).max(1),
+        |plan| plan.lives = (plan.lives - 1).max(1),
+        |plan| plan.lives = (plan.lives - 1).max(1),
+        |plan| plan.errors = false,
+        |plan| plan.clients = 1,
+        |plan| plan.requests = (plan.requests / 2).max(1),
+        |plan| plan.requests = (plan.requests / 2).max(1),
+        |plan| plan.requests = (plan.requests / 2).max(1),
+        |plan| plan.mix.discard = 0,
+        |plan| plan.mix.zeroes = 0,
+        |plan| plan.mix.fua = 0,
+        |plan| plan.mix.read = 0,
+        |plan| plan.request_bytes_max = 4096,
+        |plan| plan.think_ns = 0,
+    ];
+    let mut best = plan.clone();
+    for cut in cuts {
+        let mut smaller = best.clone();
+        cut(&mut smaller);
+        if !run_caught(system, &smaller).failures.is_empty() {
+            best = smaller;
+        }
+    }
+    best
+}
+
+/// As [`run`]; a panic of the system under test is a failure like others.
+pub fn run_caught<S: System>(system: &S, plan: &Plan) -> Outcome {
+    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(system, plan)));
+    attempt.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Outcome { failures: vec![format!("panic: {}", text.unwrap_or_default())], ..Outcome::default() }
+    })
+}
+
+/// Runs one seed; on failure the story, with the seed first and last.
+pub fn run_seed<S: System>(system: &S, seed: u64) -> Result<Outcome, String> {
+    let plan = Plan::draw(seed);
+    let outcome = run_caught(system, &plan);
+    if outcome.failures.is_empty() {
+        return Ok(outcome);
+    }
+    let smaller = shrink(system, &plan);
+    let outcome = Outcome { failures: [outcome.failures, run_caught(system, &smaller).failures].concat(), ..outcome };
+    let mut story = format!("WB_SEED={seed} fails\n{plan:?}\nsmaller, and fails too: {smaller:?}\n");
+    for failure in &outcome.failures {
+        // A String takes every write.
+        let _ = writeln!(story, "  {failure}");
+    }
+    let _ = write!(story, "replay: WB_SEED={seed}");
+    Err(story)
+}

@@ -1,0 +1,149 @@
+//! The engine under crashes.
+
+use crate::{run_seeds, seeds, seeds_until_found};
+use std::sync::Arc;
+use wb_core::check::{self, CheckOptions, Severity};
+use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
+use wb_core::env::PlantedBug;
+use wb_core::meta::{self, FormatOptions};
+use wb_core::sim::scenario::{self, Running, System};
+use wb_core::sim::workload::Plan;
+use wb_core::sim::{SimDisk, SimEnv, SimRng};
+
+/// The engine, whole or with a planted bug.
+#[derive(Clone)]
+struct WriteCache(PlantedBug);
+
+#[derive(Clone)]
+struct Serving(Engine<SimEnv>);
+
+impl Running for Serving {
+    type Service = VolumeHandle<SimEnv>;
+    fn service(&self) -> VolumeHandle<SimEnv> {
+        self.0.volume()
+    }
+    async fn drain(&self) -> Result<(), String> {
+        self.0.drain().await.map_err(|error| error.to_string())
+    }
+    async fn stop(&self) -> Result<(), String> {
+        self.0.stop().await
+    }
+}
+
+/// Settings drawn from the seed, small enough that every limit is met.
+fn settings(plan: &Plan, bug: PlantedBug) -> EngineConfig {
+    let mut rng = SimRng::derive(plan.seed, "settings");
+    let start = rng.pick(&[20, 50, 70]);
+    EngineConfig {
+        verify_reads: rng.below(4) > 0,
+        record_buffers: rng.range(2, 6) as usize,
+        read_bytes: 2 << 20,
+        window_bytes: rng.pick(&[256 << 10, 1 << 20]),
+        writeback_start_percent: start,
+        writeback_stop_percent: start - rng.pick(&[0, 10, 20]),
+        writeback_depth: rng.pick(&[1, 4, 16]),
+        range_pieces: rng.pick(&[16, 64, 1024]),
+        index_shards: rng.pick(&[1, 2, 4]),
+        anchor_delay_ns: rng.pick(&[1_000_000, 10_000_000]),
+        bug,
+    }
+}
+
+impl System for WriteCache {
+    type Running = Serving;
+
+    fn cache_bytes(&self, plan: &Plan) -> u64 {
+        // The segments, and the metadata before and behind them.
+        (plan.segments + 1) * plan.segment_bytes + (64 << 10)
+    }
+
+    fn keeps_prefix(&self) -> bool {
+        true
+    }
+
+    async fn format(self, cache: SimDisk, plan: Plan) -> Result<(), String> {
+        let options = FormatOptions {
+            segment_bytes: plan.segment_bytes,
+            label: String::new(),
+            uuid: uuid::Uuid::from_u128(u128::from(plan.seed) + 1),
+            secret: plan.seed as u32,
+            now_unix_ns: 0,
+        };
+        meta::format(&cache, options).await.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    async fn start(self, env: SimEnv, cache: SimDisk, backing: SimDisk, plan: Plan) -> Result<Serving, String> {
+        let options = OpenOptions {
+            cache: Arc::new(cache),
+            backing: Backing {
+                disk: Arc::new(backing),
+                path: "backing".into(),
+                identity: String::new(),
+                name: "volume".into(),
+            },
+            config: settings(&plan, self.0),
+            boot_id: [0; 16],
+            read_only: false,
+            force: false,
+        };
+        Engine::open(&env, options).await.map(Serving).map_err(|error| error.to_string())
+    }
+
+    async fn inspect(self, cache: SimDisk, _plan: Plan) -> Result<(), String> {
+        let options = CheckOptions { verify_data: true };
+        let report = check::check(&cache, options, &mut |_| {}).await.map_err(|error| error.to_string())?;
+        match report.findings.iter().find(|finding| finding.severity >= Severity::Error) {
+            Some(finding) => Err(format!("{}: {}", finding.place, finding.what)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn engine_survives_crashes_at_any_step() {
+    run_seeds(&WriteCache(PlantedBug::None), "engine", seeds(0..400));
+}
+
+#[test]
+fn engine_runs_are_repeatable() {
+    for seed in 0..10 {
+        let plan = Plan::draw(seed);
+        let run = || scenario::run_caught(&WriteCache(PlantedBug::None), &plan);
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+}
+
+/// Long runs: `WB_SEEDS` and `WB_SEED_START` say how long. Two tests, for two cores.
+#[test]
+fn soak_even_seeds() {
+    run_seeds(&WriteCache(PlantedBug::None), "engine, even seeds", seeds(1000..1100).filter(|seed| seed % 2 == 0));
+}
+
+/// See [`soak_even_seeds`].
+#[test]
+fn soak_odd_seeds() {
+    run_seeds(&WriteCache(PlantedBug::None), "engine, odd seeds", seeds(1000..1100).filter(|seed| seed % 2 == 1));
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    let bugs = [
+        PlantedBug::SkipEpochBump,
+        PlantedBug::AckFlushEarly,
+        PlantedBug::FreeBeforeBackingFlush,
+        PlantedBug::SupersedeBeyondDurable,
+        PlantedBug::ServeBeforeFlush,
+        PlantedBug::UnlockedMerge,
+        PlantedBug::DiscardAppliedLate,
+        PlantedBug::TwoBackingWrites,
+    ];
+    let mut missed = Vec::new();
+    for bug in bugs {
+        let seeds = seeds_until_found(&WriteCache(bug), 1000);
+        println!("{bug:?}: found after {seeds:?} seeds");
+        if seeds.is_none() {
+            missed.push(bug);
+        }
+    }
+    assert!(missed.is_empty(), "not found in 1000 seeds: {missed:?}");
+}

@@ -1,0 +1,63 @@
+//! Seeded runs in the simulator: crashes at any step, and an oracle for everything that is read.
+//!
+//! `WB_SEED=n` replays one seed (with `WB_TRACE=1` every event is printed), `WB_SEEDS=n WB_SEED_START=s` run a range.
+
+mod engine;
+mod reference;
+
+use std::ops::Range;
+use wb_core::sim::scenario::{self, System};
+use wb_core::sim::workload::Plan;
+
+/// A number from the environment; empty counts as absent.
+#[expect(clippy::disallowed_methods, reason = "which seeds to run is the caller's choice, not the system's")]
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// The seeds to run: what the environment says, or `default`.
+fn seeds(default: Range<u64>) -> Range<u64> {
+    if let Some(seed) = setting("WB_SEED") {
+        return seed..seed + 1;
+    }
+    let start = setting("WB_SEED_START").unwrap_or(default.start);
+    start..start + setting("WB_SEEDS").unwrap_or(default.end - default.start)
+}
+
+/// Runs seeds; panics with the story of the first that fails, and the numbers of all.
+fn run_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>) {
+    let (mut ran, mut crashes, mut in_recovery, mut requests, mut stops) = (0u64, 0, 0, 0, 0);
+    let mut failed: Vec<(u64, String)> = Vec::new();
+    for seed in seeds {
+        if setting("WB_TRACE").is_some() {
+            scenario::run_traced(system, &Plan::draw(seed), true);
+        }
+        match scenario::run_seed(system, seed) {
+            Ok(outcome) => {
+                crashes += outcome.crashes;
+                in_recovery += outcome.crashes_in_recovery;
+                requests += outcome.requests;
+                stops += outcome.stops;
+            }
+            Err(story) => failed.push((seed, story)),
+        }
+        ran += 1;
+        if failed.len() >= 10 {
+            break;
+        }
+    }
+    println!(
+        "{name}: {ran} seeds, {crashes} crashes ({in_recovery} in recovery), {requests} requests, {stops} clean stops, {} failed",
+        failed.len()
+    );
+    if let Some((first, story)) = failed.first() {
+        let all: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+        panic!("WB_SEED={first}\n{story}\nfailing seeds: {all:?}\nWB_SEED={first}");
+    }
+}
+
+/// The number of seeds after which a bug shows, at most `max`.
+fn seeds_until_found<S: System>(system: &S, max: u64) -> Option<u64> {
+    (0..max).find(|seed| !scenario::run_caught(system, &Plan::draw(*seed)).failures.is_empty()).map(|seed| seed + 1)
+}
