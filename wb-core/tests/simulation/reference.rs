@@ -3,6 +3,7 @@
 
 use crate::{run_seeds, seeds, seeds_until_found};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use wb_core::env::Env;
 use wb_core::io::{Buf, Disk, IoError};
@@ -35,6 +36,9 @@ enum Bug {
     Panic,
 }
 
+/// What was read before, by offset and length.
+type Copies = BTreeMap<(u64, usize), Vec<u8>>;
+
 #[derive(Clone)]
 struct WriteThrough(Bug);
 
@@ -44,7 +48,7 @@ struct Through {
     env: SimEnv,
     disk: Arc<SimDisk>,
     requests: Arc<Mutex<Cell<u64>>>,
-    copies: Arc<Mutex<std::collections::BTreeMap<(u64, usize), Vec<u8>>>>,
+    copies: Arc<Mutex<Copies>>,
 }
 
 fn error(error: IoError) -> ServiceError {
