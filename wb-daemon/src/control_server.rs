@@ -169,7 +169,7 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
         Some(Ending::Detach) => State::Detaching,
         Some(Ending::Stop) => State::Stopping,
         None if now.failure.is_some() => State::Degraded,
-        None if now.draining && now.dirty_bytes > 0 => State::Draining,
+        None if now.draining => State::Draining,
         None => State::Ready,
     };
     let volume = VolumeStatus {
@@ -219,7 +219,7 @@ fn writeback_in_words(now: &wb_core::engine::Status) -> String {
     if let Some(error) = &now.writeback_error {
         return format!("waiting to try again: {error}");
     }
-    if now.dirty_bytes == 0 {
+    if now.dirty_tail > now.head {
         return "nothing to write back".into();
     }
     if now.draining {

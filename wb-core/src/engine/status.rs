@@ -18,7 +18,7 @@ pub struct Status {
     pub volume: Volume,
     /// Served read-only.
     pub read_only: bool,
-    /// Bytes that the backing device does not have yet.
+    /// Payload that the backing device does not have yet; zeroed and discarded ranges are not payload.
     pub dirty_bytes: u64,
     /// Bytes in the cache.
     pub cached_bytes: u64,
@@ -63,12 +63,11 @@ impl<E: Env> Engine<E> {
     pub fn status(&self) -> Status {
         let inner = &self.inner;
         let (log_tail, dirty_tail) = inner.anchors.tails();
-        let zeroed = inner.served.ranges.lock().expect("not poisoned").dirty_blocks();
         Status {
             uuid: inner.superblock.uuid,
             volume: inner.served.volume.clone(),
             read_only: inner.served.read_only,
-            dirty_bytes: (inner.index.dirty_len() + zeroed) * BLOCK_BYTES_U64,
+            dirty_bytes: inner.index.dirty_len() * BLOCK_BYTES_U64,
             cached_bytes: inner.index.len() * BLOCK_BYTES_U64,
             range_pieces: inner.served.range_pieces.load(Ordering::SeqCst),
             counters: inner.counters.snapshot(),
