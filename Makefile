@@ -19,6 +19,9 @@ SEEDS      ?=
 SEED_START ?=
 
 NEXTEST := $(CARGO) nextest run --locked
+# Everything but the core, in one selection of packages, so that nothing is compiled twice. The simulator's features are
+# not among it: what is tested here is what is installed.
+APPS    := --workspace --exclude wb-core
 # The simulator is compiled optimised, with assertions and overflow checks on.
 SIM     := -p wb-core --features sim --cargo-profile sim
 
@@ -55,16 +58,16 @@ man-check:
 	$(CARGO) run --locked --quiet -p wb-man -- --check
 
 unit: ## unit tests
-	$(NEXTEST) --workspace --exclude wb-core --exclude wb-tests
+	$(CARGO) build --locked $(APPS) --bins --tests
+	$(NEXTEST) $(APPS) -E 'not package(wb-tests)'
 	$(CARGO) test --locked --workspace --doc --quiet
 
 sim: ## tests of the core, those in the simulator included
 	$(NEXTEST) $(SIM)
 
-# Built without the simulator's features: what is tested here is what is installed.
 e2e: ## tests of whole programs
-	$(CARGO) build --locked $(TOOLS:%=-p %)
-	$(NEXTEST) -p wb-tests
+	$(CARGO) build --locked $(APPS) --bins --tests
+	$(NEXTEST) $(APPS) -E 'package(wb-tests)'
 
 soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on
 	WB_SEEDS='$(SEEDS)' WB_SEED_START='$(SEED_START)' $(NEXTEST) $(SIM) --profile soak -E 'test(/soak/)'
