@@ -8,6 +8,8 @@ pub mod build;
 pub mod census;
 #[cfg(any(test, feature = "sim", feature = "testing"))]
 pub mod damage;
+#[cfg(test)]
+mod engine_tests;
 mod examine;
 pub mod live;
 mod plan;
