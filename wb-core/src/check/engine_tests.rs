@@ -146,7 +146,8 @@ fn after_every_crash_check_and_engine_agree() {
             // With ranges in the log the engine also counts what they cover.
             let agrees = if ranges { dirty >= report.dirty_blocks } else { dirty == report.dirty_blocks };
             assert!(agrees, "seed {seed} round {round}: {dirty} and {}", report.dirty_blocks);
-            (world.cache.restore(media.0), world.backing.restore(media.1));
+            world.cache.restore(media.0);
+            world.backing.restore(media.1);
         }
     }
 }
@@ -160,7 +161,8 @@ fn replay_makes_the_backing_device_what_the_engine_would_have_served() {
         let (_, log) = world.look();
         let media = (world.cache.view(), world.backing.view());
         let (_, served) = world.serve("reader");
-        (world.cache.restore(media.0), world.backing.restore(media.1));
+        world.cache.restore(media.0);
+        world.backing.restore(media.1);
         let (cache, backing) = (world.cache.open(&world.sim.env()), world.backing.open(&world.sim.env()));
         let replaying = async move {
             let found = examine(&cache, VERIFY, &mut |_| {}).await.expect("a cache");
@@ -197,7 +199,8 @@ fn a_repaired_cache_is_served_and_what_is_not_named_is_unchanged() {
         world.work_and_crash("second", 14);
         let media = (world.cache.view(), world.backing.view());
         let (_, served) = world.serve("reader");
-        (world.cache.restore(media.0), world.backing.restore(media.1));
+        world.cache.restore(media.0);
+        world.backing.restore(media.1);
         for _ in 0..1 + world.below(3) {
             let (offset, bit) = (world.below(CACHE_BYTES), world.below(8) as u8);
             world.cache.flip_bit(offset, bit);
