@@ -4,8 +4,10 @@
 //! A chunk goes back to its pool when the last of them is gone; operations in flight keep theirs.
 
 use crate::types::BLOCK_BYTES;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::pin::Pin;
 use std::ptr::NonNull;
@@ -49,7 +51,8 @@ impl Drop for Chunk {
     }
 }
 
-/// A chunk at rest in its pool.
+/// A chunk at rest in its pool. Memory of pools is mapped, not allocated: its pages are zeroes that cost nothing before
+/// they are used for the first time, while an aligned allocator would write all of them at start.
 struct RawChunk {
     ptr: NonNull<u8>,
     len: usize,
@@ -58,10 +61,23 @@ struct RawChunk {
 // SAFETY: nobody refers to the memory of a chunk at rest.
 unsafe impl Send for RawChunk {}
 
+impl RawChunk {
+    fn new(len: usize) -> RawChunk {
+        let bytes = NonZeroUsize::new(len).expect("no empty buffers");
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new private mapping touches no memory that anybody has.
+        match unsafe { mmap_anonymous(None, bytes, access, MapFlags::MAP_PRIVATE) } {
+            Ok(ptr) => RawChunk { ptr: ptr.cast(), len },
+            Err(_) => handle_alloc_error(layout(len)),
+        }
+    }
+}
+
 impl Drop for RawChunk {
     fn drop(&mut self) {
-        // SAFETY: allocated in `Chunk::new` with this layout; a chunk that is handed out again is forgotten instead.
-        unsafe { dealloc(self.ptr.as_ptr(), layout(self.len)) }
+        // SAFETY: mapped in `RawChunk::new` with this length; a chunk that is handed out again is forgotten instead.
+        let unmapped = unsafe { munmap(self.ptr.cast(), self.len) };
+        assert!(unmapped.is_ok(), "the kernel takes back what it gave");
     }
 }
 
@@ -258,10 +274,7 @@ impl BufPool {
     pub fn new(classes: &[PoolClass]) -> BufPool {
         assert!(classes.windows(2).all(|pair| pair[0].bytes < pair[1].bytes), "classes ascend");
         let fill = |class: &PoolClass| {
-            let chunks = (0..class.count).map(|_| {
-                let chunk = std::mem::ManuallyDrop::new(Chunk::new(class.bytes, None));
-                RawChunk { ptr: chunk.ptr, len: chunk.len }
-            });
+            let chunks = (0..class.count).map(|_| RawChunk::new(class.bytes));
             Class { bytes: class.bytes, count: class.count, free: Mutex::new((chunks.collect(), Vec::new())) }
         };
         BufPool { inner: Arc::new(PoolInner { classes: classes.iter().map(fill).collect() }) }
@@ -344,6 +357,21 @@ mod tests {
         assert!(pool.try_alloc(1).is_none(), "the slice keeps the chunk");
         drop(slice);
         assert!(pool.try_alloc(1).is_some());
+    }
+
+    #[test]
+    fn memory_of_pools_costs_nothing_before_it_is_used() {
+        let resident_kib = || {
+            let status = std::fs::read_to_string("/proc/self/status").expect("a Linux system");
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a line of proc(5)");
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+        };
+        let before = resident_kib();
+        let pool = BufPool::new(&[PoolClass { bytes: 1 << 20, count: 512 }]);
+        let buf = pool.try_alloc(1 << 20).expect("all are free");
+        assert!(buf.iter().all(|&byte| byte == 0) && buf.as_ptr().addr().is_multiple_of(BLOCK_BYTES));
+        // Other tests run at the same time, and use less than this.
+        assert!(resident_kib() < before + (256 << 10), "half of the pool");
     }
 
     #[test]
