@@ -270,6 +270,29 @@ fn sockets_of_dead_servers_are_replaced_and_live_ones_refused() {
 }
 
 #[test]
+fn of_several_servers_that_start_together_one_gets_the_socket() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("nbd.sock");
+    for _ in 0..50 {
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("a stale socket"));
+        let address = ListenAddress::Unix(path.clone());
+        let start = std::sync::Barrier::new(8);
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let open = || {
+                start.wait();
+                address.open()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert_eq!(opened.iter().filter(|result| result.is_ok()).count(), 1);
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok(), "and it is the one at the path");
+        drop(opened);
+        assert!(!path.exists());
+    }
+}
+
+#[test]
 fn a_connection_given_by_hand_is_served_on_the_callers_runtime() {
     let runtime = Runtime::new(Config::default()).expect("a runtime");
     let service = MemService::new(1 << 20, 512);

@@ -4,8 +4,9 @@ use super::op::{Payload, submit_with};
 use super::send::SendQueue;
 use crate::io::Buf;
 use io_uring::{opcode, types};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, sockopt};
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
@@ -14,6 +15,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Silence of a TCP peer after which it is asked whether it is still there, in seconds.
+const KEEPALIVE_IDLE_S: u32 = 60;
+/// Time between such questions, in seconds.
+const KEEPALIVE_INTERVAL_S: u32 = 10;
+/// Unanswered questions after which the peer is gone.
+const KEEPALIVE_PROBES: u32 = 6;
 
 /// Why a connection is of no use any more, or could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +120,10 @@ impl Listener {
     /// which somebody could connect. The file of a server that is gone is replaced; it is removed with the listener.
     pub fn unix(path: &Path, mode: u32) -> Result<Listener, NetError> {
         let what = || format!("listen on {}", path.display());
+        // One at a time: a socket that another process has bound and not yet made listen looks like a stale one.
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // A directory that cannot be read cannot be locked either; the rest works without.
+        let _one = File::open(directory).ok().and_then(|dir| Flock::lock(dir, FlockArg::LockExclusive).ok());
         remove_stale(path)?;
         let flags = SockFlag::SOCK_CLOEXEC;
         let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
@@ -226,11 +238,14 @@ impl From<TcpStream> for Stream {
 }
 
 impl Stream {
-    /// Small replies go out at once; a peer that vanished is noticed in the end.
+    /// Small replies go out at once; a peer that vanished without a word is noticed within two minutes.
     fn tune_tcp(&self) {
         // Without these the connection works too.
         let _ = socket::setsockopt(&*self.fd, sockopt::TcpNoDelay, &true);
         let _ = socket::setsockopt(&*self.fd, sockopt::KeepAlive, &true);
+        let _ = socket::setsockopt(&*self.fd, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_S);
+        let _ = socket::setsockopt(&*self.fd, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_S);
+        let _ = socket::setsockopt(&*self.fd, sockopt::TcpKeepCount, &KEEPALIVE_PROBES);
     }
 
     /// Who is at the other end, for logs: address and port, or the process of a Unix socket.
