@@ -15,10 +15,11 @@ use super::segments::SegmentTable;
 use super::writeback::WritebackState;
 use super::{Engine, Inner, Served};
 use crate::env::{Env, PlantedBug};
-use crate::format::{Anchor, EntryKind, Volume};
+use crate::format::{Anchor, EntryKind, Superblock, Volume};
 use crate::index::{AddressWidths, Index, IndexConfig, IndexError, Piece, RangeMap};
 use crate::io::{BufPool, Disk, IoError, PoolClass};
 use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
+use crate::log::scan::read_summary;
 use crate::log::{LogScan, ScanError, ScannedSegment, scan};
 use crate::meta::{self, CacheMeta, MetaError};
 use crate::sync::{StripeLocks, WaitQueue};
@@ -85,6 +86,14 @@ pub enum OpenError {
     /// The cache device.
     #[error("flushing the cache device failed: {0}")]
     Flush(IoError),
+    /// The cache device.
+    #[error("clearing the outdated summary of segment {segment} failed: {error}")]
+    Summary {
+        /// The segment in which the log was cut.
+        segment: SegmentNo,
+        /// How.
+        error: IoError,
+    },
 }
 
 /// What a start found.
@@ -364,6 +373,7 @@ async fn settle<E: Env>(
     if options.config.has_bug(PlantedBug::ServeBeforeFlush) && !fresh {
         return Ok(anchor);
     }
+    forget_summary(&*options.cache, &meta.superblock, found).await?;
     options.cache.flush().await.map_err(OpenError::Flush)?;
     anchor.generation += 1;
     anchor.epoch = start.epoch;
@@ -375,6 +385,24 @@ async fn settle<E: Env>(
     anchor.wall_unix_ns = env.wall_ns();
     anchor.generation = meta::write_anchor_both(&*options.cache, &meta.superblock, &anchor).await?;
     Ok(anchor)
+}
+
+/// Clears the summary of the segment in which the log was cut, if it names records that do not count any more. Durable
+/// before the new epoch is: from the epoch after that on, nothing would tell those records from the ones that take their
+/// place [segment closed, power fails, its summary survives and its last record does not; a new record takes its place;
+/// two starts later the summary counts again and its entries point at other data].
+async fn forget_summary<D: Disk>(cache: &D, superblock: &Superblock, found: &LogScan) -> Result<(), OpenError> {
+    let segment = found.next.0;
+    if found.clean || segment.0 >= superblock.geometry.segments {
+        return Ok(());
+    }
+    let Ok(summary) = read_summary(cache, superblock, segment).await else { return Ok(()) };
+    if summary.last_seq() <= found.head {
+        return Ok(());
+    }
+    let offset = superblock.geometry.summary_offset(segment);
+    let zeroes = vec![0; superblock.geometry.summary_blocks() as usize * BLOCK_BYTES];
+    meta::write_at(cache, offset, &zeroes).await.map_err(|error| OpenError::Summary { segment, error })
 }
 
 struct Parts {

@@ -24,6 +24,9 @@ use std::sync::{Arc, Mutex};
 
 /// Longest write to the backing device.
 const BACKING_WRITE_BYTES_MAX: usize = 1 << 20;
+/// Single tries for a block whose only copy cannot be read, and the pause before the second, which then doubles.
+const REREADS: u32 = 5;
+const REREAD_DELAY_NS: u64 = 10_000_000;
 /// First and longest pause after a window that failed.
 const BACKOFF_NS: (u64, u64) = (100_000_000, 10_000_000_000);
 
@@ -387,11 +390,19 @@ impl<E: Env> Inner<E> {
         data
     }
 
-    /// One more try, alone, for a block that could not be read or was wrong.
+    /// More tries, alone, for a block that could not be read or was wrong. What fails here is given up for good, so a
+    /// passing error gets time to pass.
     async fn reread(&self, item: &Item) -> Option<Slice> {
-        let (result, buf) = self.cache.read(self.geometry.slot_offset(item.slot).0, Buf::unpooled(BLOCK_BYTES)).await;
-        if result.is_ok() && item.crc.is_none_or(|crc| crc32c(&buf) == crc) {
-            return Some(buf.freeze());
+        let mut buf = Buf::unpooled(BLOCK_BYTES);
+        for attempt in 0..REREADS {
+            if attempt > 0 {
+                self.env.sleep(REREAD_DELAY_NS << (attempt - 1)).await;
+            }
+            let result;
+            (result, buf) = self.cache.read(self.geometry.slot_offset(item.slot).0, buf).await;
+            if result.is_ok() && item.crc.is_none_or(|crc| crc32c(&buf) == crc) {
+                return Some(buf.freeze());
+            }
         }
         count(&self.counters.checksum_errors, 1);
         tracing::error!("block {}: the dirty copy in slot {} is unreadable: it is lost", item.addr.block(), item.slot);

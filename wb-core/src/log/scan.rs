@@ -103,10 +103,23 @@ pub enum ScanError {
     },
 }
 
+/// Tries of a read that fails with an error of the medium. A header that cannot be read looks like the end of the log:
+/// a passing error must not cut off what was flushed [one EIO on the newest record, D not yet anchored].
+const READ_TRIES: usize = 5;
+
 /// Reads a range of a device into a new buffer.
 pub async fn read_range<D: Disk>(disk: &D, offset: ByteOffset, len: usize) -> Result<Buf, ScanError> {
-    let (result, buf) = disk.read(offset.0, Buf::unpooled(len)).await;
-    result.map(|()| buf).map_err(|error| ScanError::Io { offset: offset.0, error })
+    let mut buf = Buf::unpooled(len);
+    for attempt in 1.. {
+        let result;
+        (result, buf) = disk.read(offset.0, buf).await;
+        match result {
+            Ok(()) => break,
+            Err(IoError::Medium) if attempt < READ_TRIES => {}
+            Err(error) => return Err(ScanError::Io { offset: offset.0, error }),
+        }
+    }
+    Ok(buf)
 }
 
 /// Reads a whole segment. Blocks that cannot be read are filled with a pattern: one bad sector under some payload must

@@ -5,6 +5,7 @@
 //! disk       devices: the fault model (state, handle: inside)    fault    the plan of faults
 //! volatile   what a power cut leaves                             medium   sparse content
 //! workload   the plan of a run                                   scenario runs a plan against a system under test
+//! small      every power cut of a short run, every subset of what was not durable
 //! model      the oracle: what a volume may hold                  stamp    contents that say what they are
 //! ```
 //! A run is fixed by its seed; [`Sim::digest`] proves it. Compiled for tests and with feature `sim` only.
@@ -18,6 +19,7 @@ mod medium;
 pub mod model;
 mod rng;
 pub mod scenario;
+pub mod small;
 mod stamp;
 mod state;
 mod volatile;

@@ -76,22 +76,22 @@ pub struct Outcome {
 }
 
 /// What clients and driver share.
-struct Shared {
-    model: RefCell<Model>,
-    failures: RefCell<Vec<String>>,
-    requests_left: Cell<u64>,
-    clients_running: Cell<u64>,
-    ready: Cell<bool>,
-    answered: Cell<u64>,
-    errors: Cell<u64>,
+pub(super) struct Shared {
+    pub(super) model: RefCell<Model>,
+    pub(super) failures: RefCell<Vec<String>>,
+    pub(super) requests_left: Cell<u64>,
+    pub(super) clients_running: Cell<u64>,
+    pub(super) ready: Cell<bool>,
+    pub(super) answered: Cell<u64>,
+    pub(super) errors: Cell<u64>,
 }
 
 impl Shared {
-    fn fail(&self, what: String) {
+    pub(super) fn fail(&self, what: String) {
         self.failures.borrow_mut().push(what);
     }
 
-    fn failed(&self) -> bool {
+    pub(super) fn failed(&self) -> bool {
         !self.failures.borrow().is_empty()
     }
 
@@ -191,16 +191,16 @@ impl<V: BlockService> Client<V> {
 
 /// How a life is meant to go on when the system is ready.
 #[derive(Debug, Clone, Copy)]
-struct Life {
-    number: u64,
-    read_all: bool,
-    drain: bool,
-    stop: bool,
-    errors: bool,
-    last: bool,
+pub(super) struct Life {
+    pub(super) number: u64,
+    pub(super) read_all: bool,
+    pub(super) drain: bool,
+    pub(super) stop: bool,
+    pub(super) errors: bool,
+    pub(super) last: bool,
 }
 
-async fn live<S: System>(
+pub(super) async fn live<S: System>(
     system: S,
     env: SimEnv,
     devices: [SimDevice; 2],
@@ -269,18 +269,18 @@ fn compare_backing(backing: &SimDevice, plan: &Plan, shared: &Shared) {
     shared.violations("backing device after the drain", found);
 }
 
-struct World<S> {
-    system: S,
-    plan: Rc<Plan>,
-    sim: Sim,
-    rng: SimRng,
-    devices: [SimDevice; 2],
-    shared: Rc<Shared>,
-    outcome: Outcome,
+pub(super) struct World<S> {
+    pub(super) system: S,
+    pub(super) plan: Rc<Plan>,
+    pub(super) sim: Sim,
+    pub(super) rng: SimRng,
+    pub(super) devices: [SimDevice; 2],
+    pub(super) shared: Rc<Shared>,
+    pub(super) outcome: Outcome,
 }
 
 impl<S: System> World<S> {
-    fn new(system: S, plan: &Plan) -> World<S> {
+    pub(super) fn new(system: S, plan: &Plan) -> World<S> {
         let sim = Sim::new(plan.seed);
         let initial = if plan.filled { Initial::Stamps } else { Initial::Zeroes };
         let model = Model::new(plan.sectors(), plan.seed, initial);
@@ -314,7 +314,7 @@ impl<S: System> World<S> {
         World { system, plan, sim, rng, devices, shared: Rc::new(shared), outcome: Outcome::default() }
     }
 
-    fn format(&mut self) {
+    pub(super) fn format(&mut self) {
         let env = self.sim.group("format");
         let format = self.system.clone().format(self.devices[0].open(&env), (*self.plan).clone());
         match self.sim.run(format) {

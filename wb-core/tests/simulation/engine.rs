@@ -7,6 +7,7 @@ use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
 use wb_core::env::PlantedBug;
 use wb_core::meta::{self, FormatOptions};
 use wb_core::sim::scenario::{self, Running, System};
+use wb_core::sim::small;
 use wb_core::sim::workload::Plan;
 use wb_core::sim::{SimDisk, SimEnv, SimRng};
 
@@ -86,14 +87,18 @@ impl System for WriteCache {
             read_only: false,
             force: false,
         };
-        Engine::open(&env, options).await.map(Serving).map_err(|error| error.to_string())
+        let engine = Engine::open(&env, options).await.map_err(|error| error.to_string())?;
+        if crate::setting("WB_TRACE").is_some() {
+            eprintln!("{:#?}", engine.status().recovery);
+        }
+        Ok(Serving(engine))
     }
 
     async fn inspect(self, cache: SimDisk, _plan: Plan) -> Result<(), String> {
         let options = CheckOptions { verify_data: true };
         let report = check::check(&cache, options, &mut |_| {}).await.map_err(|error| error.to_string())?;
         match report.findings.iter().find(|finding| finding.severity >= Severity::Error) {
-            Some(finding) => Err(format!("{}: {}", finding.place, finding.what)),
+            Some(finding) => Err(format!("{}: {} ({report:?})", finding.place, finding.what)),
             None => Ok(()),
         }
     }
@@ -123,6 +128,34 @@ fn soak_even_seeds() {
 #[test]
 fn soak_odd_seeds() {
     run_seeds(&WriteCache(PlantedBug::None), "engine, odd seeds", seeds(1000..1100).filter(|seed| seed % 2 == 1));
+}
+
+/// Seeds that failed once, and why. When a change of the generator gives them another meaning they are worth little.
+#[test]
+fn seeds_that_failed_once() {
+    let story = [
+        // Segment closed, power failed: the summary survived, its last record did not. Two starts later the summary
+        // counted again and pointed at the data of the record that had taken the place.
+        2639,
+        // One EIO on the newest header at a start, D not anchored yet: a flushed record was cut off as a torn tail.
+        4842,
+        // Two EIOs in a row on a dirty block at write-back, which would have passed: poisoned for ever.
+        2782, 2987, 3602, 3931,
+    ];
+    run_seeds(&WriteCache(PlantedBug::None), "seeds that failed once", story.into_iter());
+}
+
+#[test]
+fn small_worlds_survive_every_power_cut() {
+    let mut total = small::Exhausted::default();
+    for seed in seeds(0..6) {
+        let done = small::exhaust(&WriteCache(PlantedBug::None), &small::tiny_plan(seed), 24);
+        let done = done.unwrap_or_else(|failure| panic!("WB_SEED={seed} {failure}\nWB_SEED={seed}"));
+        total.cuts += done.cuts;
+        total.worlds += done.worlds;
+        total.sampled += done.sampled;
+    }
+    println!("{total:?}");
 }
 
 #[test]

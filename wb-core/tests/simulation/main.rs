@@ -53,6 +53,9 @@ fn run_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>
     );
     if let Some((first, story)) = failed.first() {
         let all: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+        for (_, story) in &failed[1..] {
+            println!("{story}");
+        }
         panic!("WB_SEED={first}\n{story}\nfailing seeds: {all:?}\nWB_SEED={first}");
     }
 }
