@@ -74,6 +74,44 @@ fn data_of_every_length_comes_back() {
 }
 
 #[test]
+fn requests_that_arrive_in_pieces_of_any_size_are_the_same_requests() {
+    let server = server();
+    let mut state = 1u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for (pieces_max, requests) in [(3, 2), (40, 10), (5000, 60), (60_000, 120)] {
+        let mut client = server.connect_simple();
+        let (mut stream, mut expected) = (Vec::new(), Vec::new());
+        for cookie in 0..requests {
+            let len = (1 + random(if pieces_max < 100 { 20 } else { 150 })) as usize * 512;
+            let data = pattern(cookie * 7, len);
+            stream.extend_from_slice(&0x2560_9513_u32.to_be_bytes());
+            stream.extend_from_slice(&[0, 0, 0, 1]);
+            stream.extend_from_slice(&cookie.to_be_bytes());
+            stream.extend_from_slice(&(cookie * (1 << 18)).to_be_bytes());
+            stream.extend_from_slice(&(len as u32).to_be_bytes());
+            stream.extend_from_slice(&data);
+            expected.push((cookie as usize * (1 << 18), data));
+        }
+        let mut rest = &stream[..];
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at((1 + random(pieces_max)).min(rest.len() as u64) as usize);
+            client.raw().send(piece).expect("sent");
+            std::thread::yield_now();
+            rest = more;
+        }
+        for _ in 0..requests {
+            assert_eq!(client.raw().recv(16).expect("an answer")[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+        }
+        for (offset, data) in expected {
+            assert!(server.service.bytes(offset..offset + data.len()) == data, "pieces of up to {pieces_max} bytes");
+        }
+    }
+}
+
+#[test]
 fn long_requests_reach_the_service_in_chunks_and_fua_on_each() {
     let server = server();
     let mut client = server.connect();
