@@ -88,8 +88,55 @@ fn tiny_ring_file<F: Future<Output = ()>>(test: impl FnOnce(Arc<RtDisk>) -> F) {
     ring_on(&image(dir.path(), SIZE_BYTES), Config { sq_entries: 2, cq_entries: 4 }, test);
 }
 
-/// A size that direct I/O cannot reach to the end: everything goes through the page cache.
+/// A filesystem that knows neither direct I/O nor holes: everything goes through the page cache.
+struct RamFs {
+    point: TempDir,
+}
+
+impl RamFs {
+    /// `None`, with a line that says so, where mounting is not allowed.
+    fn new() -> Option<RamFs> {
+        let point = tempfile::tempdir().expect("a directory");
+        let made = Command::new("mount").args(["-t", "ramfs", "none"]).arg(point.path()).status();
+        if made.is_ok_and(|status| status.success()) {
+            return Some(RamFs { point });
+        }
+        assert!(std::env::var_os("WB_REQUIRE_LOOP").is_none(), "mounting is not allowed");
+        eprintln!("SKIPPED: mounting is not allowed here");
+        None
+    }
+}
+
+impl Drop for RamFs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.point.path()).status();
+    }
+}
+
 fn ring_buffered<F: Future<Output = ()>>(test: impl FnOnce(Arc<RtDisk>) -> F) {
+    if let Some(ramfs) = RamFs::new() {
+        ring_on(&image(ramfs.point.path(), SIZE_BYTES), Config::default(), test);
+    }
+}
+
+fn blocking_buffered<F: Future<Output = ()>>(test: impl FnOnce(Arc<BlockingDisk>) -> F) {
+    if let Some(ramfs) = RamFs::new() {
+        blocking_on(&image(ramfs.point.path(), SIZE_BYTES), test);
+    }
+}
+
+#[test]
+fn without_direct_io_any_sector_is_reached_and_holes_are_not_promised() {
+    let Some(ramfs) = RamFs::new() else { return };
+    let path = image(ramfs.point.path(), SIZE_BYTES);
+    let disk = open_blocking(&path, Access::exclusive(SECOND_NS)).expect("it opens").disk;
+    assert_eq!(disk.geometry().align_bytes, 512);
+    assert!(!disk.geometry().discard);
+    assert_eq!(block_on_ready(disk.write_zeroes(0, 4096)), Err(IoError::Unsupported));
+}
+
+/// Direct I/O, or what passes for it, in memory.
+fn ring_tmpfs<F: Future<Output = ()>>(test: impl FnOnce(Arc<RtDisk>) -> F) {
     let dir = tempfile::tempdir_in("/dev/shm").expect("a tmpfs");
     ring_on(&image(dir.path(), SIZE_BYTES), Config::default(), test);
 }
@@ -125,9 +172,11 @@ fn blocking_loop<F: Future<Output = ()>>(test: impl FnOnce(Arc<BlockingDisk>) ->
 disk_conformance!(on_ring_file, super::ring_file);
 disk_conformance!(on_tiny_ring_file, super::tiny_ring_file);
 disk_conformance!(on_ring_buffered, super::ring_buffered);
+disk_conformance!(on_ring_tmpfs, super::ring_tmpfs);
 disk_conformance!(on_ring_loop, super::ring_loop);
 disk_conformance!(on_ring_loop_4k, super::ring_loop_4k);
 disk_conformance!(on_blocking_file, super::blocking_file);
+disk_conformance!(on_blocking_buffered, super::blocking_buffered);
 disk_conformance!(on_blocking_loop, super::blocking_loop);
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::open::OpenError;
 use crate::io::{Buf, DiskGeometry, IoError, Slice};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -71,7 +71,7 @@ impl DeviceFile {
             return Err(OpenError::SectorBytes { path: path.into(), bytes: sector as u32 });
         }
         let sector_bytes = sector as u32;
-        let memory = direct_alignment(&fd).map_or(sector_bytes as usize, |align| align.memory);
+        let memory = direct_alignment(&fd).flatten().map_or(sector_bytes as usize, |align| align.memory);
         let geometry = DiskGeometry {
             size_bytes: size / u64::from(sector_bytes) * u64::from(sector_bytes),
             sector_bytes,
@@ -95,7 +95,8 @@ impl DeviceFile {
         }
         let fits = |align: &Alignment| align.offset <= ALIGN_BYTES_MAX && size_bytes % u64::from(align.offset) == 0;
         let direct = is_direct(fd.as_raw_fd());
-        let align = if direct { direct_alignment(&fd).or_else(|| probe_alignment(&meta)).filter(fits) } else { None };
+        let ask = || direct_alignment(&fd).unwrap_or_else(|| probe_alignment(&meta));
+        let align = if direct { ask().filter(fits) } else { None };
         let align = align.unwrap_or_else(|| {
             tracing::warn!(
                 "{}: no direct I/O on this file (its filesystem, or a size of {size} bytes that is no multiple of the \
@@ -111,7 +112,7 @@ impl DeviceFile {
             size_bytes,
             sector_bytes: 512,
             align_bytes: align.offset.max(512),
-            discard: true,
+            discard: writable && has_holes(&fd, size),
             read_only: !writable,
         };
         Ok(DeviceFile { fd, kind: DeviceKind::File, geometry, memory_align: align.memory })
@@ -183,8 +184,8 @@ fn clear_direct(fd: &OwnedFd) -> nix::Result<()> {
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_DIRECT)).map(|_| ())
 }
 
-/// What statx says (Linux 6.1 and some filesystems); `None` if it does not say, or that there is no direct I/O.
-fn direct_alignment(fd: &OwnedFd) -> Option<Alignment> {
+/// What statx says (Linux 6.1 and some filesystems): `None` if nothing, `Some(None)` if there is no direct I/O.
+fn direct_alignment(fd: &OwnedFd) -> Option<Option<Alignment>> {
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the kernel fills the structure.
     let result = unsafe {
@@ -193,8 +194,10 @@ fn direct_alignment(fd: &OwnedFd) -> Option<Alignment> {
     // SAFETY: zeroes are valid, and the kernel writes valid values.
     let stat = unsafe { stat.assume_init() };
     let known = result == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
-    (known && stat.stx_dio_offset_align != 0)
-        .then(|| Alignment { offset: stat.stx_dio_offset_align, memory: stat.stx_dio_mem_align.max(1) as usize })
+    known.then(|| {
+        let (offset, memory) = (stat.stx_dio_offset_align, stat.stx_dio_mem_align.max(1) as usize);
+        (offset != 0).then_some(Alignment { offset, memory })
+    })
 }
 
 /// For filesystems that do direct I/O but do not say how: the smallest unit in which a read succeeds.
@@ -206,6 +209,12 @@ fn probe_alignment(file: &std::fs::File) -> Option<Alignment> {
         let worked = readable && file.read_exact_at(&mut buf[..unit as usize], u64::from(unit)).is_ok();
         worked.then_some(Alignment { offset: unit, memory: ALIGN_BYTES_MAX as usize })
     })
+}
+
+/// Whether the filesystem makes holes. Asked behind the end of the file, where there is nothing to lose.
+fn has_holes(fd: &OwnedFd, size: u64) -> bool {
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    i64::try_from(size.next_multiple_of(4096)).is_ok_and(|end| fallocate(fd, mode, end, 4096).is_ok())
 }
 
 fn has_discard(fd: &OwnedFd) -> bool {

@@ -491,3 +491,54 @@ fn descriptors_stay_open_below_queued_operations() {
         assert_eq!(&buf[..result.expect("received")], b"there");
     });
 }
+
+/// Without DEFER_TASKRUN, and without COOP_TASKRUN too, as on older kernels.
+#[test]
+fn every_way_to_set_up_a_ring_works() {
+    for variant in 0..4 {
+        super::reactor::FIRST_VARIANT.set(variant);
+        let runtime = Runtime::new(Config { sq_entries: 4, cq_entries: 8 }).expect("io_uring");
+        let remote = runtime.remote();
+        runtime.block_on(async {
+            let (a, b) = UnixStream::pair().expect("a socket pair");
+            let (a, peer) = (Stream::from(a), Stream::from(b));
+            let b = peer.clone();
+            let echo = spawn(async move {
+                for _ in 0..100 {
+                    let (result, buf) = b.recv_exact(Buf::unpooled(5), 0..5).await;
+                    result.expect("received");
+                    b.send_bytes(&buf).await.expect("sent");
+                }
+            });
+            let sleepers: Vec<_> = (0..50).map(|n| spawn(sleep(n * MS / 10))).collect();
+            for _ in 0..100 {
+                a.send_bytes(b"hello").await.expect("sent");
+                let (result, buf) = a.recv_exact(Buf::unpooled(5), 0..5).await;
+                assert!(result.is_ok() && buf[..] == *b"hello", "variant {variant}");
+            }
+            echo.await;
+            for sleeper in sleepers {
+                sleeper.await;
+            }
+            let woken = Arc::new(AtomicU32::new(0));
+            let thread = thread::spawn({
+                let woken = woken.clone();
+                move || {
+                    thread::sleep(Duration::from_millis(5));
+                    remote.run(move || woken.store(1, Ordering::Release)).expect("it runs");
+                }
+            });
+            let waiting = async {
+                while woken.load(Ordering::Acquire) == 0 {
+                    sleep(MS).await;
+                }
+            };
+            timeout(10_000 * MS, waiting).await.expect("the other thread is heard");
+            thread.join().expect("no panic");
+            assert!(timeout(MS, a.recv(Buf::unpooled(1), 0..1)).await.is_err(), "nothing comes");
+            peer.send_bytes(b"x").await.expect("sent");
+            let (result, _) = a.recv(Buf::unpooled(1), 0..1).await;
+            assert!(matches!(result, Ok(1)), "variant {variant}: the receive that timed out was cancelled");
+        });
+    }
+}
