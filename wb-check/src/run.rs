@@ -16,14 +16,14 @@ use wb_cli::{Context, output};
 use wb_core::check::{self, CheckOptions, Examination, RepairOptions, ReplayOptions, Report};
 use wb_core::rt::{Access, BlockingDisk, DeviceKind, Opened, block_on_ready, open_blocking, same_device};
 
-/// Requests of a killed daemon may hold the claim for a moment.
+/// A killed daemon holds its claim until the kernel has ended its requests, also after its process is gone.
 const CLAIM_WAIT_NS: u64 = 5_000_000_000;
 
 /// Does what was asked for.
 pub fn run(plan: CheckPlan, ctx: &mut Context) -> anyhow::Result<CheckExit> {
     let options = CheckOptions { verify_data: plan.verify_data };
     let access = match plan.action {
-        CheckAction::Verify => Access::exclusive_read_only(0),
+        CheckAction::Verify => Access::exclusive_read_only(CLAIM_WAIT_NS),
         CheckAction::Repair { .. } | CheckAction::Replay { .. } => Access::exclusive(CLAIM_WAIT_NS),
     };
     let cache = open(&plan.cache, access)?;
