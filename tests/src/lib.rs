@@ -1,5 +1,6 @@
 //! Helpers for tests of whole programs.
 
+pub mod daemon;
 pub mod mem_service;
 pub mod nbd_client;
 pub mod nbd_server;
