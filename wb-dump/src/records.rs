@@ -205,8 +205,9 @@ pub fn entries_of_block(
     cache: &Cache,
     log: &LogView,
 ) -> Vec<EntryDump> {
-    let speaks =
-        |entry: &Entry| entry.kind != EntryKind::Void && (entry.addr.0..entry.addr.0 + entry.blocks).contains(&addr.0);
+    let speaks = |entry: &Entry| {
+        entry.kind != EntryKind::Void && (entry.addr.0..entry.addr.0.saturating_add(entry.blocks)).contains(&addr.0)
+    };
     seen.entries_with_blocks()
         .filter(|(entry, _)| speaks(entry))
         .map(|(entry, block)| {

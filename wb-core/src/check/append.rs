@@ -22,10 +22,11 @@ pub(super) async fn settle<D: Disk>(disk: &D, found: &Examination, now_unix_ns: 
     disk.flush().await.map_err(CheckError::Cache)?;
     let mut anchor = unserved(&found.log.anchor, now_unix_ns);
     anchor.generation = next_anchor_generation(disk, &found.superblock).await;
-    anchor.epoch = Epoch(anchor.epoch.0 + 1);
+    let epoch = anchor.epoch.0.checked_add(1).filter(|_| found.log.head.0 < u64::MAX >> 2);
+    anchor.epoch = Epoch(epoch.ok_or_else(|| CheckError::Damaged("its numbers cannot be true".into()))?);
     anchor.epoch_start = found.log.head.next();
     anchor.durable = found.log.head;
-    anchor.generation = write_anchor_both(disk, &found.superblock, &anchor).await? + 1;
+    anchor.generation = write_anchor_both(disk, &found.superblock, &anchor).await?.saturating_add(1);
     Ok(anchor)
 }
 

@@ -7,6 +7,9 @@ use crate::io::{Disk, IoError};
 use crate::types::*;
 use std::collections::BTreeMap;
 
+/// No log gets that far. Fields that only a hostile image can have are cut down to it, so that sums cannot overflow.
+pub(super) const NUMBER_MAX: Seq = Seq(u64::MAX >> 2);
+
 /// What a header or summary knew when it was sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Knowledge {
@@ -118,7 +121,7 @@ impl Census {
             // Some record of that segment counts if the oldest it could be does.
             (*last >= anchor.log_tail && *epoch <= anchor.epoch && start <= *last).then_some(*durable)
         };
-        self.durables.iter().filter_map(count).max().unwrap_or(Seq(0)).max(anchor.durable)
+        self.durables.iter().filter_map(count).max().unwrap_or(Seq(0)).max(anchor.durable).min(NUMBER_MAX)
     }
 
     /// An anchor that says what the newest record knew, for a cache that has lost both. With no record at all: that of
@@ -150,14 +153,17 @@ impl Census {
     }
 
     fn anchor_of(newest: Knowledge, log_tail: Seq, segment: SegmentNo) -> Anchor {
-        let dirty_tail = newest.dirty_tail.max(log_tail);
+        // No header of ours says otherwise; one of an image that was made to mislead may.
+        let log_tail = log_tail.max(Seq(1));
+        let dirty_tail = newest.dirty_tail.max(log_tail).min(NUMBER_MAX);
+        let log_tail = log_tail.min(dirty_tail);
         Anchor {
             epoch: newest.epoch,
             epoch_start: newest.epoch_start,
             log_tail,
             log_tail_segment: segment,
             dirty_tail,
-            durable: newest.durable.max(Seq(dirty_tail.0 - 1)),
+            durable: newest.durable.min(NUMBER_MAX).max(Seq(dirty_tail.0 - 1)),
             clean: None,
             ..Anchor::first()
         }

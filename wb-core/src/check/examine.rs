@@ -464,7 +464,7 @@ impl Examination {
             uuid: self.superblock.uuid,
             findings: self.findings(),
             records_valid: self.log.records(),
-            records_dropped: self.log.gaps.iter().map(|gap| gap.last.0 + 1 - gap.first.0).sum(),
+            records_dropped: self.log.gaps.iter().fold(0u64, |sum, gap| sum.saturating_add(gap.len())),
             torn_tail_records: torn,
             dirty_blocks: self.log.live.dirty_blocks(),
             poisoned_blocks: self.log.live.poisoned_blocks(),

@@ -56,7 +56,7 @@ impl LiveMap {
         match (entry.kind, slot) {
             (EntryKind::Void, _) => {}
             (_, Some(slot)) => {
-                self.cut(start, start + 1);
+                self.cut(start, start.saturating_add(1));
                 let before = self.blocks.get(&start);
                 // A clean copy that takes the place of a dirty one inherits its dirtiness.
                 let inherits = before.is_some_and(|version| version.dirty);
@@ -64,7 +64,8 @@ impl LiveMap {
                 self.blocks.insert(start, Version { seq, slot, crc: entry.crc, mask: entry.mask, dirty });
             }
             (kind, None) => {
-                let end = start + entry.blocks;
+                // The very last volume number would carry over; no cache has it.
+                let end = start.saturating_add(entry.blocks);
                 self.remove_blocks(start, end);
                 self.cut(start, end);
                 let dirty = above_tail && matches!(kind, EntryKind::Zeroes | EntryKind::Discard);
@@ -110,7 +111,7 @@ impl LiveMap {
     /// The range pieces that count for some of `blocks` blocks from `addr` on.
     pub fn range_pieces(&self, addr: BlockAddr, blocks: u64) -> impl Iterator<Item = &RangeState> {
         let first = self.ranges.range(..addr.0).next_back().filter(|found| found.1.end > addr.0);
-        first.into_iter().chain(self.ranges.range(addr.0..addr.0 + blocks)).map(|found| found.1)
+        first.into_iter().chain(self.ranges.range(addr.0..addr.0.saturating_add(blocks))).map(|found| found.1)
     }
     /// True if the payload in `slot` is the one that counts for `addr`.
     pub fn is_live(&self, addr: BlockAddr, slot: Slot) -> bool {

@@ -11,6 +11,8 @@ pub mod damage;
 #[cfg(test)]
 mod engine_tests;
 mod examine;
+#[cfg(test)]
+mod hostile_tests;
 pub mod live;
 mod plan;
 mod repair;

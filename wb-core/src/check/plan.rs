@@ -40,22 +40,14 @@ pub fn plan(found: &Examination) -> Plan {
     let meta = &found.meta;
     // Nothing in the log can be judged without an anchor.
     let log = found.no_anchor.is_none();
+    let bridged = found.log.gaps.iter().filter(|gap| !gap.bridges.is_empty());
     Plan {
         superblocks: meta.superblocks.iter().any(Result::is_err),
         volumes: meta.volumes.iter().any(Result::is_err) && (found.volumes.is_some() || found.is_unused()),
         bad_segments: meta.bad_segments.iter().flatten().any(Result::is_err) || !found.log.skipped.is_empty(),
         anchors: log && (meta.anchors.iter().any(Result::is_err) || found.rebuilt_anchor.is_some()),
         headers: if log { found.headers.len() } else { 0 },
-        bridged: match log {
-            true => found
-                .log
-                .gaps
-                .iter()
-                .filter(|gap| !gap.bridges.is_empty())
-                .map(|gap| gap.last.0 + 1 - gap.first.0)
-                .sum(),
-            false => 0,
-        },
+        bridged: bridged.filter(|_| log).fold(0u64, |sum, gap| sum.saturating_add(gap.len())),
         drop_clean: log && found.stale_below.is_some(),
         poison: if log { rotten(true) } else { Vec::new() },
         invalidate: if log { rotten(false) } else { Vec::new() },

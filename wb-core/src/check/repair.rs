@@ -108,7 +108,7 @@ async fn repair_in_place<D: Disk>(
     }
     if plan.volumes {
         let mut table = found.volumes.clone().unwrap_or_else(VolumeTable::empty);
-        table.generation += 1;
+        table.generation = table.generation.saturating_add(1);
         write_volumes(disk, superblock, &table).await?;
     }
     if plan.bad_segments {
@@ -118,7 +118,7 @@ async fn repair_in_place<D: Disk>(
             }
         }
         let mut bad = found.bad.clone();
-        bad.generation += 1;
+        bad.generation = bad.generation.saturating_add(1);
         found.log.skipped.iter().for_each(|segment| bad.mark(*segment));
         write_bad_segments(disk, superblock, &bad).await?;
     }

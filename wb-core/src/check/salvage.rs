@@ -4,7 +4,7 @@
 //! and of an epoch that no later epoch cuts off (`Census`). What lies between is a [`Gap`]. Repaired headers that bridge
 //! it make the chain whole again, so that the ordinary walk goes through.
 
-use super::census::Census;
+use super::census::{Census, NUMBER_MAX};
 use super::segment::SegmentImage;
 use crate::format::{Anchor, BadSegments, RecordFlags, RecordHeader, SegmentSummary, Superblock};
 use crate::io::{Disk, IoError};
@@ -27,6 +27,13 @@ pub struct Gap {
     pub reason: String,
     /// Repaired headers to write, in order; empty if none would fit.
     pub bridges: Vec<RecordHeader>,
+}
+
+impl Gap {
+    /// Records lost.
+    pub(super) fn len(&self) -> u64 {
+        (self.last.0 + 1).saturating_sub(self.first.0)
+    }
 }
 
 /// A damaged log with everything that proves itself.
@@ -84,7 +91,7 @@ pub async fn salvage<D: Disk>(
         anchor,
         bad,
         census,
-        durable: census.durable(anchor).max(durable_hint),
+        durable: census.durable(anchor).max(durable_hint).min(NUMBER_MAX),
         next: anchor.log_tail,
         previous_crc: None,
         epoch: None,

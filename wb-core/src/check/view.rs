@@ -241,7 +241,7 @@ impl LogView {
         let segment = &self.segments[behind.checked_sub(1)?];
         let behind = segment.records.partition_point(|record| record.seq <= seq);
         let place = segment.records[behind.checked_sub(1)?];
-        (seq.0 < place.seq.0 + u64::from(place.span)).then_some((segment.segment, place))
+        (seq.0 < place.seq.0.saturating_add(place.span.into())).then_some((segment.segment, place))
     }
     /// The records of a segment that count; none if it is not part of the log.
     pub fn places(&self, segment: SegmentNo) -> Option<&SegmentPlaces> {

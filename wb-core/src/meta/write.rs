@@ -72,7 +72,7 @@ pub async fn write_anchor_one<D: Disk>(disk: &D, superblock: &Superblock, anchor
 /// the epoch or permit reuse: afterwards either slot may be lost. Returns g + 1, the generation of the newest anchor.
 pub async fn write_anchor_both<D: Disk>(disk: &D, superblock: &Superblock, anchor: &Anchor) -> Result<u64, MetaError> {
     let mut copy = anchor.clone();
-    for generation in [anchor.generation, anchor.generation + 1] {
+    for generation in [anchor.generation, anchor.generation.saturating_add(1)] {
         copy.generation = generation;
         write_anchor_one(disk, superblock, &copy).await?;
         disk.flush().await.map_err(failed("flushing the cache device"))?;
@@ -84,5 +84,5 @@ pub async fn write_anchor_both<D: Disk>(disk: &D, superblock: &Superblock, ancho
 pub async fn next_anchor_generation<D: Disk>(disk: &D, superblock: &Superblock) -> u64 {
     let slots = [read_anchor(disk, superblock, 0).await, read_anchor(disk, superblock, 1).await];
     let newest = slots.iter().flatten().map(|anchor| anchor.generation).max();
-    newest.unwrap_or(0) + 1
+    newest.unwrap_or(0).saturating_add(1)
 }
