@@ -6,10 +6,10 @@
 use super::Inner;
 use super::ranges::range_kind;
 use crate::env::{Env, PlantedBug};
-use crate::format::{Entry, EntryKind, RecordDesc};
+use crate::format::{Entry, EntryKind, RecordDesc, SegmentSummary};
 use crate::index::{RangeKind, SweepAction};
 use crate::log::head::LiveSegment;
-use crate::log::scan::{header_at, read_range, read_summary};
+use crate::log::scan::{header_at, read_first_header, read_range, read_summary};
 use crate::types::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -54,6 +54,7 @@ impl<E: Env> Inner<E> {
         if let Ok(summary) = read_summary(&*self.cache, &self.superblock, live.segment).await
             && summary.first_seq() == live.first_seq
             && Some(summary.last_seq()) == live.last_seq
+            && !self.is_outdated(&summary, live.segment).await
         {
             return Some(summary.records);
         }
@@ -77,6 +78,14 @@ impl<E: Env> Inner<E> {
             });
         }
         Some(records)
+    }
+
+    /// True if a summary is of records that were dropped, whose numbers and place others have taken since [power fails,
+    /// the log is cut before this segment, it is written again, power fails, the new summary is lost]. The first header
+    /// of the segment tells; one that is rotten proves nothing.
+    async fn is_outdated(&self, summary: &SegmentSummary, segment: SegmentNo) -> bool {
+        let header = read_first_header(&*self.cache, &self.superblock, segment).await;
+        matches!(header, Ok(Ok(header)) if header.chain_crc != summary.records[0].chain_crc)
     }
 
     /// The index entries whose slots are in a segment: the reverse map when nothing else can be read.

@@ -144,7 +144,7 @@ pub async fn read_segment<D: Disk>(disk: &D, superblock: &Superblock, segment: S
 }
 
 /// The self-valid header at the beginning of a segment, read alone; one that cannot be read is none.
-async fn read_first_header<D: Disk>(
+pub async fn read_first_header<D: Disk>(
     disk: &D,
     superblock: &Superblock,
     segment: SegmentNo,

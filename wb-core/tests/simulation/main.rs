@@ -60,7 +60,10 @@ fn run_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>
     }
 }
 
-/// The number of seeds after which a bug shows, at most `max`.
-fn seeds_until_found<S: System>(system: &S, max: u64) -> Option<u64> {
-    (0..max).find(|seed| !scenario::run_caught(system, &Plan::draw(*seed)).failures.is_empty()).map(|seed| seed + 1)
+/// The number of seeds after which a bug shows, and how; `None` if `max` seeds do not show it.
+fn seeds_until_found<S: System>(system: &S, max: u64) -> Option<(u64, String)> {
+    (0..max).find_map(|seed| {
+        let failures = scenario::run_caught(system, &Plan::draw(seed)).failures;
+        failures.into_iter().next().map(|failure| (seed + 1, failure))
+    })
 }
