@@ -263,7 +263,7 @@ impl Stream {
 
     /// Receives at least one byte, at most `range.len()`, into this part of the buffer; 0 at the end of the stream.
     ///
-    /// Dropping the future cancels the call; bytes that had arrived by then are lost.
+    /// Dropping the future cancels the call at the end of the turn; bytes that arrive until then are lost.
     pub async fn recv(&self, buf: Buf, range: Range<usize>) -> (Result<usize, NetError>, Buf) {
         self.recv_flags(buf, range, 0).await
     }
