@@ -15,6 +15,9 @@ pub mod rt;
 pub mod service;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+#[cfg(all(feature = "testing", not(any(test, feature = "sim"))))]
+#[path = "sim/oracle.rs"]
+pub mod sim;
 pub mod sync;
 pub mod types;
 
