@@ -106,7 +106,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<ListenAddr>,
 
-    /// Serve a block device /dev/ublkbID; without ID any free number
+    /// Serve a block device /dev/ublkbID; without ID any free number. This version refuses it: use NBD
     #[arg(long, value_name = "ID", num_args = 0..=1)]
     pub ublk: Option<Option<u32>>,
 
@@ -114,7 +114,8 @@ pub struct RunArgs {
     #[arg(long)]
     pub read_only: bool,
 
-    /// Start although acknowledged writes of a killed daemon, kept in memory, cannot be found. They are lost
+    /// Start although acknowledged writes of a killed daemon, kept in memory, cannot be found. They are lost. This
+    /// version keeps none in memory, so that it never needs this
     #[arg(long)]
     pub accept_loss: bool,
 
