@@ -83,10 +83,21 @@ pub fn run(plan: RunPlan) -> anyhow::Result<Exit> {
         return Err(anyhow::anyhow!("this version does not serve ublk devices yet"))
             .next_step("serve NBD: --nbd unix:PATH or --nbd HOST:PORT");
     }
+    abort_on_panic();
     // Before any thread exists, so that all of them leave these signals to the one that reads them.
     let signals = Signals::new(&[Signal::SIGTERM, Signal::SIGINT]).context("cannot watch for signals")?;
     let runtime = Runtime::new(Config::default()).context("cannot start the runtime")?;
     runtime.block_on(serve(plan, signals))
+}
+
+/// A broken invariant must end the whole process, whichever thread it is found on: a daemon that goes on with a part of
+/// its threads would neither serve nor be restarted.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
 }
 
 async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
