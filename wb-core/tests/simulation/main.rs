@@ -62,8 +62,13 @@ fn run_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>
 
 /// The number of seeds after which a bug shows, and how; `None` if `max` seeds do not show it.
 fn seeds_until_found<S: System>(system: &S, max: u64) -> Option<(u64, String)> {
+    seeds_until_found_by(system, max, Plan::draw)
+}
+
+/// As [`seeds_until_found`], with plans made for the bug.
+fn seeds_until_found_by<S: System>(system: &S, max: u64, plan: impl Fn(u64) -> Plan) -> Option<(u64, String)> {
     (0..max).find_map(|seed| {
-        let failures = scenario::run_caught(system, &Plan::draw(seed)).failures;
+        let failures = scenario::run_caught(system, &plan(seed)).failures;
         failures.into_iter().next().map(|failure| (seed + 1, failure))
     })
 }
