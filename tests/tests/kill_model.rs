@@ -235,3 +235,31 @@ fn killed_at_depth_16() {
     let kills = number("WB_KILLS", 200);
     Test::new(16).run(kills - kills * 2 / 5);
 }
+
+/// The rig itself: a cache that forgets what was flushed, here because an older copy of it is put back, must not pass.
+#[test]
+#[should_panic(expected = "the volume has")]
+fn a_cache_that_forgets_a_flush_is_seen() {
+    let mut test = Test::new(1);
+    let mut old = Vec::new();
+    for _ in 0..2 {
+        old = std::fs::read(&test.place.cache).expect("read");
+        let daemon = test.place.start();
+        test.survey(&daemon);
+        let mut nbd = daemon.connect();
+        let op = test.model.begin_write(8..16, false);
+        let mut data = vec![0; 4096];
+        test.model.fill(op, 8, &mut data);
+        nbd.write(8 * SECTOR, &data, 0).expect("written");
+        test.model.end(op, true);
+        let op = test.model.begin_flush();
+        nbd.flush().expect("flushed");
+        test.model.end(op, true);
+        daemon.kill();
+        test.model.crash(Crash::PowerCut);
+        test.place.assert_clean();
+    }
+    std::fs::write(&test.place.cache, old).expect("written");
+    let daemon = test.place.start();
+    test.survey(&daemon);
+}
