@@ -2,7 +2,7 @@
 
 use super::open::OpenError;
 use crate::io::{Buf, DiskGeometry, IoError, Slice};
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -112,7 +112,7 @@ impl DeviceFile {
             size_bytes,
             sector_bytes: 512,
             align_bytes: align.offset.max(512),
-            discard: writable && has_holes(&fd, size),
+            discard: writable && has_holes(&fd),
             read_only: !writable,
         };
         Ok(DeviceFile { fd, kind: DeviceKind::File, geometry, memory_align: align.memory })
@@ -211,10 +211,16 @@ fn probe_alignment(file: &std::fs::File) -> Option<Alignment> {
     })
 }
 
-/// Whether the filesystem makes holes. Asked behind the end of the file, where there is nothing to lose.
-fn has_holes(fd: &OwnedFd, size: u64) -> bool {
-    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    i64::try_from(size.next_multiple_of(4096)).is_ok_and(|end| fallocate(fd, mode, end, 4096).is_ok())
+/// Whether the filesystem makes holes, by its kind. Trying it would change the file's times, and a file is not to be
+/// changed in any way before it has been judged. Filesystems not known here count as making none.
+fn has_holes(fd: &OwnedFd) -> bool {
+    use nix::sys::statfs::{
+        BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+        fstatfs,
+    };
+    let known =
+        [BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC];
+    fstatfs(fd).is_ok_and(|answer| known.contains(&answer.filesystem_type()))
 }
 
 fn has_discard(fd: &OwnedFd) -> bool {
