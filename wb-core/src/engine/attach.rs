@@ -67,7 +67,7 @@ pub enum AttachError {
     /// A probe block differs.
     #[error(
         "{path} was changed behind the cache's back, or is another device: block {block} differs from what the cache \
-         wrote. If the change is meant and the cache holds no dirty data, --force records the device anew"
+         wrote. If the change is meant, make the cache anew with wb-format; dirty data that it holds is lost then"
     )]
     Changed {
         /// Path of the device.
