@@ -60,6 +60,4 @@ pub enum PlantedBug {
     UnlockedMerge,
     /// Discards and zeroes are applied to the backing device after younger payload.
     DiscardAppliedLate,
-    /// Two write-backs of one block may be in flight.
-    TwoBackingWrites,
 }

@@ -247,7 +247,8 @@ impl<E: Env> Inner<E> {
         let mut ranges = self.served.ranges.lock().expect("not poisoned");
         for range in window.ranges.iter().filter(|range| range.kind != RangeKind::Poison) {
             if ranges.set_clean(range.blocks.clone(), range.pos).is_err() {
-                tracing::debug!("range map full: {:?} will be applied again", range.blocks);
+                // It has been applied; only the flag says otherwise, until its segment is reclaimed.
+                tracing::debug!("range map full: {:?} stays marked dirty", range.blocks);
             }
         }
         Ok(stuck)

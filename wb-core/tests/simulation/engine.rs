@@ -161,8 +161,7 @@ fn small_worlds_survive_every_power_cut() {
     println!("{total:?}");
 }
 
-/// Not among them: `SkipEpochBump`, which a thousand of these plans do not show (the chain of CRCs covers for it), and
-/// `TwoBackingWrites`, which the engine does not plant.
+/// Not among them: `SkipEpochBump`, which a thousand of these plans do not show (the chain of CRCs covers for it).
 #[test]
 fn planted_bugs_are_found() {
     let bugs = [
