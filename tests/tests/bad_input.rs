@@ -113,7 +113,7 @@ fn backing_replaced_by_another_one() {
     let own = place.backing.clone();
     place.backing = place.path("other.img");
     fs::write(&place.backing, random_bytes(2, VOLUME_BYTES as usize)).expect("written");
-    start_refused(&place, &[text(&place.backing), "another device", "--force"]);
+    start_refused(&place, &[text(&place.backing), "another device", "wb-format"]);
     // A copy of the right one, elsewhere, is the right one.
     fs::copy(&own, &place.backing).expect("copied");
     let daemon = place.start();
