@@ -52,21 +52,36 @@ pub struct Ran {
     pub stderr: String,
 }
 
+impl Ran {
+    /// True for exit code 0.
+    pub fn success(&self) -> bool {
+        self.code == 0
+    }
+}
+
 /// Runs the command to its end and collects what it wrote. Panics if it takes longer than a minute.
 pub fn run(command: &mut Command) -> Ran {
-    command.stdout(Stdio::piped());
-    run_keeping_stdout(command)
+    try_run(command).expect("the command starts")
+}
+
+/// As [`run`]; an error if the command cannot be started.
+pub fn try_run(command: &mut Command) -> std::io::Result<Ran> {
+    finish(command.stdout(Stdio::piped()))
 }
 
 /// As [`run`], with the stdout that the command already has; [`Ran::stdout`] is empty if that is no pipe of ours.
 pub fn run_keeping_stdout(command: &mut Command) -> Ran {
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("the command starts");
+    finish(command).expect("the command starts")
+}
+
+fn finish(command: &mut Command) -> std::io::Result<Ran> {
+    let mut child = command.stderr(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
     let code = wait(&mut child, command);
     let text =
         |reader: Option<thread::JoinHandle<String>>| reader.map(|r| r.join().expect("reader")).unwrap_or_default();
-    Ran { code, stdout: text(stdout), stderr: text(stderr) }
+    Ok(Ran { code, stdout: text(stdout), stderr: text(stderr) })
 }
 
 fn wait(child: &mut Child, command: &Command) -> i32 {

@@ -57,10 +57,10 @@ fn nbdinfo_sees_what_is_served() {
         serde_json::from_str(&check(LIBNBD, "nbdinfo", &["--list", "--json", &server.uri()])).expect("JSON");
     assert_eq!(list["exports"][0]["export-name"], "vol");
     let missing = server.uri().replace("///", "///missing");
-    assert!(!run(LIBNBD, "nbdinfo", &[&missing]).success);
+    assert!(!run(LIBNBD, "nbdinfo", &[&missing]).success());
     let info = ServiceInfo { size_bytes: SIZE, sector_bytes: 4096, read_only: true };
     let read_only = TestServer::start(MemService::with_info(info));
-    assert!(run(LIBNBD, "nbdinfo", &["--is", "read-only", &read_only.uri()]).success);
+    assert!(run(LIBNBD, "nbdinfo", &["--is", "read-only", &read_only.uri()]).success());
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn qemu_io_patterns_fua_zeroes_and_discards() {
     assert!(calls.contains(&Call::Write { offset: 64 << 10, len: 4096, fua: true }), "FUA arrives as FUA");
     assert!(calls.iter().any(|call| matches!(call, Call::Discard { .. })));
     assert!(calls.iter().any(|call| matches!(call, Call::WriteZeroes { .. })));
-    assert!(!run(QEMU, "qemu-io", &["-f", "raw", "-c", "read -P 1 0 64k", &uri]).success, "the check bites");
+    assert!(!run(QEMU, "qemu-io", &["-f", "raw", "-c", "read -P 1 0 64k", &uri]).success(), "the check bites");
 }
 
 #[test]

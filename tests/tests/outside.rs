@@ -49,7 +49,7 @@ fn nbdinfo_facts() {
     }
     assert_eq!(export["is_read_only"], false);
     daemon.stop();
-    assert!(!run(LIBNBD, "nbdinfo", &[&place.uri()]).success, "stopped is stopped");
+    assert!(!run(LIBNBD, "nbdinfo", &[&place.uri()]).success(), "stopped is stopped");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn qemu_io_patterns_down_to_a_sector() {
         "flush",
         "write -P 0x77 67108352 512",
     ]);
-    assert!(ran.success, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.success(), "{}{}", ran.stdout, ran.stderr);
     let reads = [
         "read -P 0x11 0 512",
         "read -P 0x22 512 512",
@@ -93,14 +93,14 @@ fn qemu_io_patterns_down_to_a_sector() {
         "read -P 0x77 67108352 512",
     ];
     let ran = qemu_io(&reads);
-    assert!(ran.success, "{}{}", ran.stdout, ran.stderr);
-    assert!(!qemu_io(&["read -P 0x12 0 512"]).success, "the check bites");
+    assert!(ran.success(), "{}{}", ran.stdout, ran.stderr);
+    assert!(!qemu_io(&["read -P 0x12 0 512"]).success(), "the check bites");
     // The same out of the backing device: nothing of it is in the log's RAM any more.
     daemon.stop();
     let daemon = place.start();
     daemon.drain();
     let ran = qemu_io(&reads);
-    assert!(ran.success, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.success(), "{}{}", ran.stdout, ran.stderr);
     daemon.stop();
     let mut args = vec!["-f", "raw"];
     reads.iter().for_each(|command| args.extend(["-c", command]));
@@ -195,7 +195,7 @@ fn fio_sees_two_generations() {
     let verify = ["--ioengine=nbd", &uri, "--size=64m", "--thread", "--verify_state_save=0", "--verify_only=1"];
     let job = ["--name=generation", "--rw=randwrite", "--randseed=7", "--verify_pattern=0x33333333%o"];
     let ran = run(FIO, "fio", &[&verify[..], &job[..], &sizes[..]].concat());
-    assert!(!ran.success || ran.stderr.contains("verify"), "fio sees a sector of the generation before");
+    assert!(!ran.success() || ran.stderr.contains("verify"), "fio sees a sector of the generation before");
     daemon.drain();
     daemon.stop();
     place.assert_clean();
@@ -344,7 +344,7 @@ fn filesystem(mkfs: (&str, &str, &[&str]), fsck: (&str, &[&str]), volume_bytes: 
     let device = check("util-linux", "losetup", &["--read-only", "--find", "--show", text(&place.backing)]);
     let dir = place.path("mnt");
     let mounted = run("util-linux", "mount", &["-o", "ro", device.trim(), text(&dir)]);
-    if mounted.success {
+    if mounted.success() {
         let result = std::panic::catch_unwind(|| compare(&dir));
         check("util-linux", "umount", &[text(&dir)]);
         check("util-linux", "losetup", &["-d", device.trim()]);

@@ -35,7 +35,6 @@ pub mod output;
 pub mod paths;
 pub mod progress;
 pub mod units;
-pub mod unix_socket;
 
 pub use common::CommonArgs;
 pub use error::{NextStep, UsageError};
