@@ -11,6 +11,8 @@ pub mod index;
 pub mod io;
 pub mod log;
 pub mod meta;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 pub mod rt;
 pub mod service;
 #[cfg(any(test, feature = "sim"))]
