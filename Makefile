@@ -24,9 +24,11 @@ NEXTEST := $(CARGO) nextest run --locked
 APPS    := --workspace --exclude wb-core
 # The simulator is compiled optimised, with assertions and overflow checks on.
 SIM     := -p wb-core --features sim --cargo-profile sim
+# Tests that boot guests.
+GUESTS  := (package(wb-tests) & binary(/^guest_/))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e soak demo install uninstall clean
+.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e guest soak demo install uninstall clean
 # The steps of `make test` in this order, also with -j.
 .NOTPARALLEL:
 
@@ -67,7 +69,11 @@ sim: ## tests of the core, those in the simulator included
 
 e2e: ## tests of whole programs
 	$(CARGO) build --locked $(APPS) --bins --tests
-	$(NEXTEST) $(APPS) -E 'package(wb-tests)'
+	$(NEXTEST) $(APPS) -E 'package(wb-tests) - ($(GUESTS) - binary(guest_basic))'
+
+guest: ## scenarios in QEMU guests with a real kernel: block device, filesystems, crashes, power cuts
+	$(CARGO) build --locked $(APPS) --bins --tests
+	$(NEXTEST) $(APPS) -E '$(GUESTS)'
 
 soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on
 	WB_SEEDS='$(SEEDS)' WB_SEED_START='$(SEED_START)' $(NEXTEST) $(SIM) --profile soak -E 'test(/soak/)'

@@ -22,6 +22,16 @@ losetup:util-linux
 mount:mount
 column:bsdextrautils
 setpriv:util-linux
+qemu-system-x86_64:qemu-system-x86
+busybox:busybox-static
+xz:xz-utils
+tar:tar
+blkdiscard:util-linux
+lsblk:util-linux
+sfdisk:fdisk
+dpkg-deb:dpkg
+systemd-analyze:systemd
+udevadm:udev
 "
 
 # Administration tools are in /usr/sbin, which is not in every user's PATH.
@@ -56,6 +66,16 @@ if ((${#missing[@]})); then
     echo "setup: installing ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"
+fi
+
+# The kernel of guests, which is unpacked and never installed.
+guests=${WB_GUEST_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/writeboost/guest}
+if ! wb-guest/src/fetch-kernel.sh "$guests"; then
+    # Where apt's lists are missing or old.
+    as_root=()
+    ((EUID == 0)) || as_root=(sudo)
+    "${as_root[@]}" apt-get update -qq
+    wb-guest/src/fetch-kernel.sh "$guests"
 fi
 
 command -v cargo >/dev/null || {

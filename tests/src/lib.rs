@@ -1,6 +1,7 @@
 //! Helpers for tests of whole programs.
 
 pub mod daemon;
+pub mod guest;
 pub mod mem_service;
 pub mod nbd_client;
 pub mod nbd_server;

@@ -1,0 +1,28 @@
+//! Guests with the workspace's own binaries: see the crate `wb-guest`.
+
+use crate::tool::bin;
+use std::time::Duration;
+pub use wb_guest::{Disk, Guest, Image, Kernel, Outcome, Running};
+
+/// Programs of this machine that scenarios use.
+const PROGRAMS: [&str; 10] =
+    ["blkdiscard", "blockdev", "dd", "e2fsck", "fio", "lsblk", "mkfs.ext4", "mkfs.xfs", "sfdisk", "xfs_repair"];
+/// The series of kernels that everything is tested on.
+pub const KERNEL: &str = "6.12";
+
+/// A guest that has our tools, the programs that scenarios use, and functions for scenarios (`tests/guest/lib.sh`).
+pub fn guest(script: &str) -> Guest {
+    let kernel = Kernel::find(KERNEL).expect("a kernel");
+    let mut image = Image::new().expect("an image");
+    for name in PROGRAMS {
+        image.program(name).unwrap_or_else(|error| panic!("{error:#}: run `make setup`"));
+    }
+    for name in ["wb-format", "wb-daemon", "wb-check", "wb-dump"] {
+        image.program_file(&bin(name)).expect("one of our tools");
+    }
+    image.file("lib.sh", 0o644, include_str!("../guest/lib.sh"));
+    let mut guest = Guest::new(kernel, image, &format!(". /lib.sh\n{script}"));
+    guest.modules(&["ublk_drv", "xfs"]);
+    guest.limit = Duration::from_secs(170);
+    guest
+}

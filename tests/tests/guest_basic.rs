@@ -1,0 +1,44 @@
+//! The harness of guests itself: that it tells success from failure, and leaves nothing running.
+//!
+//! `make test` runs this file; `make guest` all tests in files named `guest_*`.
+
+use std::time::{Duration, Instant};
+use wb_tests::guest::{self, guest};
+
+#[test]
+fn a_guest_boots_runs_its_scenario_and_gives_back_what_it_made() {
+    let script = "
+        [ -c /dev/ublk-control ] || fail 'no ublk'
+        wb-format --size 64MiB /tmp/cache --json > /out/format
+        uname -r > /out/release
+    ";
+    let outcome = guest(script).run().expect("QEMU runs");
+    outcome.check().expect("success");
+    assert!(outcome.artefact("release").expect("a file").starts_with(guest::KERNEL));
+    assert!(outcome.artefact("format").expect("a file").contains("\"uuid\""));
+}
+
+#[test]
+fn failures_of_a_scenario_and_of_its_kernel_are_not_taken_for_success() {
+    let outcome = guest("echo so far; false; echo never").run().expect("QEMU runs");
+    let error = format!("{:#}", outcome.check().expect_err("a failing command ends the scenario"));
+    assert!(error.contains("failed with 1") && error.contains("so far") && !error.contains("never"), "{error}");
+
+    let outcome = guest("echo c > /proc/sysrq-trigger").run().expect("QEMU runs");
+    let error = format!("{:#}", outcome.check().expect_err("the kernel panics"));
+    assert!(error.contains("trouble in the guest's kernel") && outcome.exit.is_none(), "{error}");
+}
+
+#[test]
+fn a_guest_that_hangs_is_killed_and_one_can_be_killed_at_any_moment() {
+    let mut hanging = guest("echo begun; sleep 1000");
+    hanging.limit = Duration::from_secs(25);
+    let begun = Instant::now();
+    let outcome = hanging.run().expect("QEMU runs");
+    assert!(outcome.timed_out && outcome.check().is_err() && begun.elapsed() < Duration::from_secs(40));
+
+    let mut running = guest("echo begun; sleep 1000").start().expect("QEMU starts");
+    running.wait_line("begun").expect("it comes that far");
+    let outcome = running.kill().expect("it can be killed");
+    assert!(!outcome.timed_out && outcome.exit.is_none(), "{}", outcome.console);
+}
