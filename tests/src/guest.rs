@@ -10,6 +10,11 @@ const PROGRAMS: [&str; 10] =
 /// The series of kernels that everything is tested on.
 pub const KERNEL: &str = "6.12";
 
+/// A guest with busybox alone.
+pub fn bare(script: &str) -> Guest {
+    Guest::new(Kernel::find(KERNEL).expect("a kernel"), Image::new().expect("an image"), script)
+}
+
 /// A guest that has our tools, the programs that scenarios use, and functions for scenarios (`tests/guest/lib.sh`).
 pub fn guest(script: &str) -> Guest {
     let kernel = Kernel::find(KERNEL).expect("a kernel");

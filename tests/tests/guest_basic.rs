@@ -3,7 +3,13 @@
 //! `make test` runs this file; `make guest` all tests in files named `guest_*`.
 
 use std::time::{Duration, Instant};
-use wb_tests::guest::{self, guest};
+use wb_tests::guest::{self, Guest, bare, guest};
+
+fn short(script: &str) -> Guest {
+    let mut guest = bare(script);
+    guest.limit = Duration::from_secs(60);
+    guest
+}
 
 #[test]
 fn a_guest_boots_runs_its_scenario_and_gives_back_what_it_made() {
@@ -20,24 +26,24 @@ fn a_guest_boots_runs_its_scenario_and_gives_back_what_it_made() {
 
 #[test]
 fn failures_of_a_scenario_and_of_its_kernel_are_not_taken_for_success() {
-    let outcome = guest("echo so far; false; echo never").run().expect("QEMU runs");
+    let outcome = short("echo so far; false; echo never").run().expect("QEMU runs");
     let error = format!("{:#}", outcome.check().expect_err("a failing command ends the scenario"));
     assert!(error.contains("failed with 1") && error.contains("so far") && !error.contains("never"), "{error}");
 
-    let outcome = guest("echo c > /proc/sysrq-trigger").run().expect("QEMU runs");
+    let outcome = short("echo c > /proc/sysrq-trigger").run().expect("QEMU runs");
     let error = format!("{:#}", outcome.check().expect_err("the kernel panics"));
     assert!(error.contains("trouble in the guest's kernel") && outcome.exit.is_none(), "{error}");
 }
 
 #[test]
 fn a_guest_that_hangs_is_killed_and_one_can_be_killed_at_any_moment() {
-    let mut hanging = guest("echo begun; sleep 1000");
-    hanging.limit = Duration::from_secs(25);
+    let mut hanging = short("sleep 1000");
+    hanging.limit = Duration::from_secs(3);
     let begun = Instant::now();
     let outcome = hanging.run().expect("QEMU runs");
-    assert!(outcome.timed_out && outcome.check().is_err() && begun.elapsed() < Duration::from_secs(40));
+    assert!(outcome.timed_out && outcome.check().is_err() && begun.elapsed() < Duration::from_secs(20));
 
-    let mut running = guest("echo begun; sleep 1000").start().expect("QEMU starts");
+    let mut running = short("echo begun; sleep 1000").start().expect("QEMU starts");
     running.wait_line("begun").expect("it comes that far");
     let outcome = running.kill().expect("it can be killed");
     assert!(!outcome.timed_out && outcome.exit.is_none(), "{}", outcome.console);
