@@ -57,6 +57,9 @@ pub struct CacheConfig {
     /// How long a clean stop may take before the daemon stops unclean and exits with 1. Default: no limit.
     #[serde(default)]
     pub stop_timeout: Option<TypedDuration>,
+    /// Directory of the RAM tail, on a tmpfs. Default: /dev/shm/writeboost.
+    #[serde(default)]
+    pub tail_dir: Option<PathBuf>,
     /// When and how dirty data goes back.
     #[serde(default)]
     pub writeback: WritebackConfig,
@@ -249,6 +252,7 @@ impl CacheConfig {
             threads: one(),
             memory: None,
             stop_timeout: None,
+            tail_dir: None,
             writeback: WritebackConfig::default(),
         }
     }
@@ -279,6 +283,11 @@ impl CacheConfig {
             (None, Ublk::Off) => vec![ListenAddr::Unix(paths::nbd_socket(&self.name))],
             (None, _) => Vec::new(),
         }
+    }
+
+    /// Directory of the RAM tail.
+    pub fn tail_dir(&self) -> PathBuf {
+        self.tail_dir.clone().unwrap_or_else(paths::tail_dir)
     }
 
     /// Path of the control socket.
@@ -321,6 +330,7 @@ mod tests {
             "threads",
             "memory",
             "stop_timeout",
+            "tail_dir",
             "start_percent",
             "stop_percent",
             "window",

@@ -114,8 +114,12 @@ pub struct RunArgs {
     #[arg(long)]
     pub read_only: bool,
 
-    /// Start although acknowledged writes of a killed daemon, kept in memory, cannot be found. They are lost. This
-    /// version keeps none in memory, so that it never needs this
+    /// Directory of the RAM tail, which keeps acknowledged writes when the daemon dies, on a tmpfs
+    #[arg(long, value_name = "DIR")]
+    pub tail_dir: Option<PathBuf>,
+
+    /// Start although the RAM tail of a daemon that died cannot be found. Writes that it acknowledged and did not flush
+    /// are lost
     #[arg(long)]
     pub accept_loss: bool,
 
@@ -242,6 +246,9 @@ impl RunArgs {
         }
         if let Some(control) = self.control {
             cache.control = Some(control);
+        }
+        if let Some(tail_dir) = self.tail_dir {
+            cache.tail_dir = Some(tail_dir);
         }
         cache.read_only |= self.read_only;
         cache.check().map_err(UsageError::raise)?;

@@ -112,6 +112,14 @@ fn show_status(s: &Status, out: &mut impl Write) -> io::Result<()> {
         units::size(s.index_bytes)
     )?;
     writeln!(out, "capacity {}, log space free {}", units::size(s.capacity_bytes), units::size(s.free_bytes))?;
+    if let Some(tail) = &s.ram_tail {
+        let recovered = match tail.recovered_records {
+            0 => String::new(),
+            count => format!("; the start recovered {count} from the tail of a daemon that had died"),
+        };
+        let (size, path) = (units::size(tail.bytes), &tail.path);
+        writeln!(out, "RAM tail {path}, {size}, {} records not durable yet{recovered}", tail.records)?;
+    }
     for volume in &s.volumes {
         writeln!(out)?;
         show_volume(volume, out)?;
@@ -162,7 +170,7 @@ fn show_volume(v: &VolumeStatus, out: &mut impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::status::{Counters, State};
+    use crate::json::status::{Counters, RamTail, State};
 
     fn status() -> Status {
         Status {
@@ -196,6 +204,7 @@ mod tests {
             index_bytes: 1 << 20,
             rss_bytes: 1 << 25,
             recovery_ms: 12,
+            ram_tail: Some(RamTail { path: "/dev/shm/t".into(), bytes: 1 << 25, records: 2, recovered_records: 7 }),
             settings: Default::default(),
         }
     }
@@ -206,7 +215,7 @@ mod tests {
         show_status(&status(), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         for part in
-            ["ready", "/dev/fast", "/dev/slow", "4 KiB are only in the cache, the oldest for 1.5 s", "75 %", "nbd+unix"]
+            ["ready", "/dev/shm/t, 32 MiB, 2 records", "recovered 7", "/dev/fast", "/dev/slow", "4 KiB are only in the cache, the oldest for 1.5 s", "75 %", "nbd+unix"]
         {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
@@ -215,7 +224,7 @@ mod tests {
     #[test]
     fn status_json_has_the_documented_names() {
         let json = serde_json::to_value(status()).unwrap();
-        for key in ["state", "uuid", "volumes", "index_bytes", "rss_bytes", "recovery_ms"] {
+        for key in ["state", "uuid", "volumes", "index_bytes", "rss_bytes", "recovery_ms", "ram_tail"] {
             assert!(json.get(key).is_some(), "{key}");
         }
         let volume = &json["volumes"][0];

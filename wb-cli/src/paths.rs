@@ -25,6 +25,12 @@ pub fn nbd_socket(name: &str) -> PathBuf {
     run_dir().join(format!("{name}.nbd"))
 }
 
+/// Directory of RAM tails: memory that outlives the daemon and not the boot.
+pub fn tail_dir() -> PathBuf {
+    let user = nix::unistd::geteuid();
+    if user.is_root() { PathBuf::from("/dev/shm/writeboost") } else { format!("/dev/shm/writeboost-{user}").into() }
+}
+
 /// The name a cache gets if none is given: the file name of its backing device, with `-` for what a name may not hold.
 pub fn name_for(backing: &Path) -> String {
     let name: String = backing

@@ -60,4 +60,8 @@ pub enum PlantedBug {
     UnlockedMerge,
     /// Discards and zeroes are applied to the backing device after younger payload.
     DiscardAppliedLate,
+    /// A write is acknowledged before its entry is published in the RAM tail.
+    AckBeforePublication,
+    /// Recovery from the RAM tail gives no room to slots that were reserved and never filled.
+    ForgetUnfinishedSlots,
 }

@@ -21,6 +21,7 @@ pub mod sim;
 #[path = "sim/oracle.rs"]
 pub mod sim;
 pub mod sync;
+pub mod tail;
 pub mod types;
 
 pub use types::*;

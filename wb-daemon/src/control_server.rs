@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use std::rc::Rc;
 use tracing::{debug, warn};
 use wb_cli::control::{LINE_BYTES_MAX, Request, Response, Setting, WorkProgress, parse_request, to_line};
-use wb_cli::json::status::{Counters, State, Status, VolumeStatus};
+use wb_cli::json::status::{Counters, RamTail, State, Status, VolumeStatus};
 use wb_core::format;
 use wb_core::io::Buf;
 use wb_core::rt::{self, JoinHandle, Listener, Stream};
@@ -211,6 +211,12 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
         index_bytes: now.index_bytes,
         rss_bytes: resident_bytes(),
         recovery_ms: now.recovery.recovery_ns / 1_000_000,
+        ram_tail: now.tail.map(|tail| RamTail {
+            path: tail.place,
+            bytes: tail.bytes,
+            records: tail.records,
+            recovered_records: now.recovery.tail.map_or(0, |before| before.records),
+        }),
         settings: settings.into(),
     }
 }

@@ -51,8 +51,23 @@ pub struct Status {
     pub rss_bytes: u64,
     /// How long recovery took at start.
     pub recovery_ms: u64,
+    /// The RAM tail; `null` if there is none.
+    pub ram_tail: Option<RamTail>,
     /// Current settings: `writeback.start_percent` and so on.
     pub settings: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
+/// What keeps acknowledged writes over the death of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamTail {
+    /// The file.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Records in it that the cache device may not have.
+    pub records: u64,
+    /// Records that the start found in the tail of a daemon that had died, and put on the cache device.
+    pub recovered_records: u64,
 }
 
 /// One volume.

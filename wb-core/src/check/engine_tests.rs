@@ -38,6 +38,8 @@ async fn open(env: SimEnv, cache: SimDevice, backing: SimDevice) -> Engine<SimEn
             ..EngineConfig::default()
         },
         boot_id: [0; 16],
+        tails: None,
+        accept_loss: false,
         read_only: false,
         force: false,
     };

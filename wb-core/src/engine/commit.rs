@@ -1,8 +1,10 @@
 //! Group commit: making records durable, many flushes with one device FLUSH.
 //!
-//! Invariants: at most one round runs. A round closes the open record, waits until everything up to it is written, flushes
-//! the device once and only then raises D to what had been written before that flush was submitted. FUA replaces the
-//! flush only when everything before the record is durable already, for FUA says nothing about earlier writes.
+//! Invariants: at most one round runs. A round closes the open record if somebody wants it durable, waits until everything
+//! wanted is written, flushes the device once and only then raises D to what had been written before that flush was
+//! submitted. FUA replaces the flush only when everything before the record is durable already, for FUA says nothing about
+//! earlier writes. Record buffers are kept until D has passed them: when they run short, a round is wanted for what is
+//! written, whether or not a user asks.
 
 use super::Inner;
 use super::counters::count;
@@ -83,6 +85,7 @@ impl<E: Env> Inner<E> {
                 return;
             }
             self.commit.event.notify_all();
+            self.space.notify_all(); // what became durable gave its buffers back
             let durable = self.head.durable().0;
             {
                 let mut round = self.commit.round.lock().expect("not poisoned");
@@ -98,7 +101,8 @@ impl<E: Env> Inner<E> {
     }
 
     async fn run_round(self: &Arc<Self>) -> Result<(), ()> {
-        let (upto, submit) = self.head.close_for_flush();
+        let upto = self.commit.round.lock().expect("not poisoned").wanted;
+        let submit = self.head.close_for_flush(upto);
         self.submit(submit);
         let outcome = self
             .commit
@@ -137,7 +141,7 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn write_out(&self, submit: Submit) {
+    async fn write_out(self: &Arc<Self>, submit: Submit) {
         match submit {
             Submit::Record { record, payload_blocks, fua } => {
                 let offset = self.geometry.block_offset(record.segment, record.offset_blocks);
@@ -148,8 +152,11 @@ impl<E: Env> Inner<E> {
                 if let Err(error) = result {
                     return self.fail(format!("writing record {} at offset {offset} failed: {error}", record.seq));
                 }
-                self.head.record_written(record.seq, fua);
+                let wanted = self.head.record_written(record.seq, fua);
                 drop(record);
+                if let Some(wanted) = wanted {
+                    self.want_round(wanted);
+                }
                 self.commit.event.notify_all();
                 self.space.notify_all();
             }

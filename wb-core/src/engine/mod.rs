@@ -19,6 +19,7 @@ mod relog;
 mod segments;
 mod service;
 mod status;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -29,7 +30,8 @@ pub use attach::{AttachError, Backing};
 pub use config::EngineConfig;
 pub use recovery::{OpenError, OpenOptions, RecoveryReport};
 pub use service::VolumeHandle;
-pub use status::Status;
+pub use status::{Status, TailStatus};
+pub use tail::TailReport;
 
 use crate::env::Env;
 use crate::format::{Geometry, Superblock, Volume};
@@ -92,6 +94,8 @@ pub(crate) struct Inner<E: Env> {
     operations: AtomicU64,
     idle: WaitQueue,
     recovery: RecoveryReport,
+    /// Where the record buffers lie, if they survive the process.
+    tail: Option<tail::OwnTail>,
 }
 
 /// Counts a request for its lifetime, so that a stop can wait for all of them.

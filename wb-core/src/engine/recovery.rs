@@ -12,6 +12,7 @@ use super::config::{EngineConfig, Shares};
 use super::counters::CounterCells;
 use super::ranges::range_kind;
 use super::segments::SegmentTable;
+use super::tail::{self, Before, OwnTail, TailReport};
 use super::writeback::WritebackState;
 use super::{Engine, Inner, Served};
 use crate::env::{Env, PlantedBug};
@@ -23,6 +24,7 @@ use crate::log::scan::read_summary;
 use crate::log::{LogScan, ScanError, ScannedSegment, scan};
 use crate::meta::{self, CacheMeta, MetaError};
 use crate::sync::{StripeLocks, WaitQueue};
+use crate::tail::{Tail, TailError, TailStore};
 use crate::types::*;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -43,6 +45,11 @@ pub struct OpenOptions<D> {
     pub config: EngineConfig,
     /// Boot in which this instance runs.
     pub boot_id: [u8; 16],
+    /// Where record buffers are kept so that they survive the process. Without, the death of the process takes what a
+    /// power cut may take.
+    pub tails: Option<Arc<dyn TailStore>>,
+    /// Start although acknowledged writes of an instance that died in this boot cannot be found.
+    pub accept_loss: bool,
     /// Refuse writes by users. Write-back of what is in the cache goes on unless the backing device is read-only.
     pub read_only: bool,
     /// Attach a device that looks like another one, or changed.
@@ -83,6 +90,48 @@ pub enum OpenError {
     /// More zeroed and discarded ranges than any engine would have logged.
     #[error("the log holds more than {RANGES_MAX} zeroed or discarded ranges. Run wb-check")]
     Ranges,
+    /// The RAM tail.
+    #[error(transparent)]
+    Tail(#[from] TailError),
+    /// An instance died in this boot, and what it kept in memory is not there.
+    #[error(
+        "the daemon that served this cache died, and {why}: writes that it acknowledged and did not flush cannot be \
+         recovered. Everything that was flushed is on the cache device (all up to record {durable}, and more may be). \
+         Only if the rest may be lost, start with --accept-loss; unmount first what uses the volume, for a mounted \
+         filesystem does not expect that"
+    )]
+    TailLost {
+        /// What is wrong with the tail.
+        why: String,
+        /// D, as last anchored.
+        durable: Seq,
+    },
+    /// Writing a record of the RAM tail to where it belongs.
+    #[error("writing record {seq} of the RAM tail to offset {offset} of the cache device failed: {error}. Nothing is lost: the tail stays; start again when the device works")]
+    TailWrite {
+        /// The record.
+        seq: Seq,
+        /// Where it belongs.
+        offset: ByteOffset,
+        /// How.
+        error: IoError,
+    },
+    /// The log and the RAM tail contradict each other.
+    #[error("the log ends at record {head}, the RAM tail at record {tail}. Run wb-check; --accept-loss starts without the tail")]
+    TailMismatch {
+        /// End of the log.
+        head: Seq,
+        /// End of the tail.
+        tail: Seq,
+    },
+    /// Too little memory.
+    #[error("{bytes} bytes for record buffers cannot be allocated: {error}")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
     /// The cache device.
     #[error("flushing the cache device failed: {0}")]
     Flush(IoError),
@@ -103,6 +152,8 @@ pub struct RecoveryReport {
     pub clean: bool,
     /// The walk over the log.
     pub scan: LogScan,
+    /// What was in the RAM tail of an instance that died in this boot.
+    pub tail: Option<TailReport>,
     /// Time it took.
     pub recovery_ns: u64,
 }
@@ -237,8 +288,12 @@ impl<E: Env> Engine<E> {
             last: None,
             error: None,
         };
-        let hint = meta.anchor_slots.iter().flatten().map(|anchor| anchor.durable).max().unwrap_or_default();
-        let found = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, |segment| {
+        let before = tail::replay(env, &options, &meta).await?;
+        let mut hint = meta.anchor_slots.iter().flatten().map(|anchor| anchor.durable).max().unwrap_or_default();
+        if let Before::Replayed { head, .. } = &before {
+            hint = hint.max(*head); // all of it is durable now, and the walk must find it
+        }
+        let mut found = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, |segment| {
             if loading.error.is_none() {
                 loading.add(segment);
             }
@@ -248,16 +303,37 @@ impl<E: Env> Engine<E> {
         if let Some(error) = error {
             return Err(error);
         }
+        let (same_epoch, tail_report) = match before {
+            Before::Replayed { head, .. } if head != found.head => {
+                return Err(OpenError::TailMismatch { head: found.head, tail: head });
+            }
+            // Nothing is missing: what was written is in the log, and nothing else of this epoch ever was.
+            Before::Replayed { report, .. } => (true, Some(report)),
+            Before::NoTail => (found.clean, None),
+            Before::LossAccepted => (false, None),
+        };
+        // An instance that has a tail takes the clean mark back without telling the device.
+        found.clean &= matches!(before, Before::NoTail);
         report(&found);
-        let head_start = head_start(&meta, &found, live, last, &options.config);
+        let head_start = head_start(&meta, &found, same_epoch, live, last, &options.config);
         let dirty = index.dirty_len() > 0 || ranges.dirty_blocks() > 0;
         if dirty && options.backing.disk.geometry().read_only {
             return Err(AttachError::ReadOnlyDirty { path: options.backing.path }.into());
         }
         check_probes(&meta, &volume, &options, &index, &ranges).await?;
-        let anchor = settle(env, &meta, &options, &volume, fresh, &found, &head_start).await?;
-        let recovery = RecoveryReport { clean: found.clean, scan: found, recovery_ns: env.now_ns() - started_ns };
-        Ok(build(env, meta, options, volume, Parts { index, segments, ranges, head_start, anchor, recovery }))
+        let (tail, own_tail) = tail::create(env, &options, &meta.superblock, &head_start)?;
+        let anchor = settle(env, &meta, &options, &volume, fresh, &found, &head_start, own_tail.as_ref()).await?;
+        if let Some(own) = &own_tail {
+            own.remove_others();
+        }
+        let recovery = RecoveryReport {
+            clean: found.clean,
+            scan: found,
+            tail: tail_report,
+            recovery_ns: env.now_ns() - started_ns,
+        };
+        let parts = Parts { index, segments, ranges, head_start, anchor, recovery, tail, own_tail };
+        Ok(build(env, meta, options, volume, parts))
     }
 }
 
@@ -285,6 +361,7 @@ fn report(found: &LogScan) {
 fn head_start(
     meta: &CacheMeta,
     found: &LogScan,
+    same_epoch: bool,
     live: VecDeque<LiveSegment>,
     last: Option<ScannedSegment>,
     config: &EngineConfig,
@@ -299,7 +376,7 @@ fn head_start(
         None => LogPos(last_live.pos.0 + u64::from(geometry.segment_blocks())),
     });
     let same_epoch =
-        found.clean || config.has_bug(PlantedBug::SkipEpochBump) || config.has_bug(PlantedBug::ServeBeforeFlush);
+        same_epoch || config.has_bug(PlantedBug::SkipEpochBump) || config.has_bug(PlantedBug::ServeBeforeFlush);
     let (epoch, epoch_start) = match same_epoch {
         true => (meta.anchor.epoch, meta.anchor.epoch_start),
         false => (Epoch(meta.anchor.epoch.0 + 1), found.head.next()),
@@ -353,9 +430,12 @@ async fn settle<E: Env>(
     fresh: bool,
     found: &LogScan,
     start: &HeadStart,
+    own_tail: Option<&OwnTail>,
 ) -> Result<Anchor, OpenError> {
     let path = || options.backing.path.clone();
     let mut anchor = meta.anchor.clone();
+    anchor.boot_id = options.boot_id;
+    anchor.ram_tail_id = own_tail.map_or([0; 16], |own| own.name.id.into_bytes());
     let known = anchor.probes.iter().any(|set| set.volume == volume.id);
     if fresh || options.force || !known {
         let probes = attach::probe_all(&*options.backing.disk, volume).await;
@@ -380,7 +460,6 @@ async fn settle<E: Env>(
     anchor.epoch_start = start.epoch_start;
     anchor.durable = found.head;
     anchor.clean = anchor.clean.filter(|_| found.clean);
-    anchor.boot_id = options.boot_id;
     anchor.counters.starts += 1;
     anchor.wall_unix_ns = env.wall_ns();
     anchor.generation = meta::write_anchor_both(&*options.cache, &meta.superblock, &anchor).await?;
@@ -412,14 +491,13 @@ struct Parts {
     head_start: HeadStart,
     anchor: Anchor,
     recovery: RecoveryReport,
+    tail: Tail,
+    own_tail: Option<OwnTail>,
 }
 
 fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume: Volume, parts: Parts) -> Engine<E> {
     let geometry = meta.superblock.geometry;
     let config = options.config;
-    let record_blocks = (1 + RECORD_ENTRIES_MAX).min(geometry.record_blocks() as usize);
-    let buffers =
-        BufPool::new(&[PoolClass { bytes: record_blocks * BLOCK_BYTES, count: config.record_buffers.max(3) }]);
     // Small segments are written back in small windows: their memory need not be larger than what they can hold.
     let window_segments = Shares::of(&geometry).window_segments as usize;
     let window_bytes = config.window_bytes.min(window_segments * geometry.segment_bytes as usize).max(1 << 16);
@@ -429,7 +507,7 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
         HeadConfig {
             superblock: &meta.superblock,
             bad: meta.bad_segments,
-            buffers,
+            tail: parts.tail,
             reserve_segments: Shares::of(&geometry).reserve_segments,
             wall_unix_ns: Box::new(move || wall.wall_ns()),
         },
@@ -466,6 +544,7 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
         operations: AtomicU64::new(0),
         idle: WaitQueue::new(),
         recovery: parts.recovery,
+        tail: parts.own_tail,
         superblock: meta.superblock,
         config,
     });

@@ -56,6 +56,19 @@ pub struct Status {
     pub segment_bytes: u64,
     /// What the start found.
     pub recovery: RecoveryReport,
+    /// What keeps acknowledged writes over the death of the process; `None`: nothing does.
+    pub tail: Option<TailStatus>,
+}
+
+/// The RAM tail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TailStatus {
+    /// Where it lies.
+    pub place: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Records that it holds and the device may not have.
+    pub records: u64,
 }
 
 impl<E: Env> Engine<E> {
@@ -88,6 +101,11 @@ impl<E: Env> Engine<E> {
                 .flatten(),
             segment_bytes: inner.geometry.segment_bytes.into(),
             recovery: inner.recovery.clone(),
+            tail: inner.tail.as_ref().map(|own| TailStatus {
+                place: own.store.describe(own.name),
+                bytes: inner.head.buffer_bytes(),
+                records: inner.head.newest().0 - inner.head.durable().0.0,
+            }),
         }
     }
 
@@ -126,6 +144,8 @@ impl<E: Env> Engine<E> {
             return Err(failure);
         }
         inner.commit_to(inner.head.newest()).await.map_err(|error| error.to_string())?;
-        inner.anchor_clean().await.map_err(|error| error.to_string())
+        inner.anchor_clean().await.map_err(|error| error.to_string())?;
+        inner.remove_tail();
+        Ok(())
     }
 }

@@ -29,6 +29,8 @@ async fn open(env: SimEnv, cache: SimDevice, backing: SimDevice) -> Result<Engin
         },
         config: small(),
         boot_id: [0; 16],
+        tails: None,
+        accept_loss: false,
         read_only: false,
         force: false,
     };

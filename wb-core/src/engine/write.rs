@@ -223,9 +223,25 @@ impl<E: Env> Inner<E> {
             let crc = crc32c(out);
             self.put_payload(&mut reservation, index, self.addr(block), mask, crc);
         }
+        if self.config.has_bug(PlantedBug::AckBeforePublication) {
+            self.publish_late(reservation);
+            return outcome;
+        }
         let submit = self.head.publish(reservation);
         self.submit(submit);
         outcome
+    }
+
+    /// The planted bug: everything is in place and visible, only the entries come later.
+    fn publish_late(self: &Arc<Self>, mut reservation: Reservation) {
+        let entries: Vec<Entry> = (0..reservation.count).map(|index| reservation.take_entry(index)).collect();
+        let this = self.clone();
+        self.env.spawn(async move {
+            this.env.sleep(1000).await;
+            entries.iter().enumerate().for_each(|(index, entry)| reservation.put_entry(index, entry));
+            let submit = this.head.publish(reservation);
+            this.submit(submit);
+        });
     }
 
     /// Writes the entry of a filled payload block and makes it visible, unless something later in the log already is.

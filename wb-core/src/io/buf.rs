@@ -3,6 +3,7 @@
 //! A [`Buf`] owns a range of a chunk for reading and writing, exclusively. A [`Slice`] is a read-only, shared view.
 //! A chunk goes back to its pool when the last of them is gone; operations in flight keep theirs.
 
+use super::Region;
 use crate::types::BLOCK_BYTES;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -11,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::pin::Pin;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
@@ -43,7 +45,8 @@ impl Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         if let Some((pool, class)) = self.home.take() {
-            pool.give_back(class, RawChunk { ptr: self.ptr, len: self.len });
+            let mapped = pool.region.is_none();
+            pool.give_back(class, RawChunk { ptr: self.ptr, len: self.len, mapped });
         } else {
             // SAFETY: allocated in `Chunk::new` with this layout, and owned by this chunk alone.
             unsafe { dealloc(self.ptr.as_ptr(), layout(self.len)) }
@@ -52,10 +55,13 @@ impl Drop for Chunk {
 }
 
 /// A chunk at rest in its pool. Memory of pools is mapped, not allocated: its pages are zeroes that cost nothing before
-/// they are used for the first time, while an aligned allocator would write all of them at start.
+/// they are used for the first time, while an aligned allocator would write all of them at start. Or it is a part of a
+/// region, which the pool keeps.
 struct RawChunk {
     ptr: NonNull<u8>,
     len: usize,
+    /// Mapped for this chunk alone.
+    mapped: bool,
 }
 
 // SAFETY: nobody refers to the memory of a chunk at rest.
@@ -67,7 +73,7 @@ impl RawChunk {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new private mapping touches no memory that anybody has.
         match unsafe { mmap_anonymous(None, bytes, access, MapFlags::MAP_PRIVATE) } {
-            Ok(ptr) => RawChunk { ptr: ptr.cast(), len },
+            Ok(ptr) => RawChunk { ptr: ptr.cast(), len, mapped: true },
             Err(_) => handle_alloc_error(layout(len)),
         }
     }
@@ -75,6 +81,9 @@ impl RawChunk {
 
 impl Drop for RawChunk {
     fn drop(&mut self) {
+        if !self.mapped {
+            return;
+        }
         // SAFETY: mapped in `RawChunk::new` with this length; a chunk that is handed out again is forgotten instead.
         let unmapped = unsafe { munmap(self.ptr.cast(), self.len) };
         assert!(unmapped.is_ok(), "the kernel takes back what it gave");
@@ -224,6 +233,23 @@ impl SharedChunk {
         // SAFETY: within the chunk; exclusivity is the log head's invariant, see above.
         unsafe { std::slice::from_raw_parts_mut(self.chunk.ptr.as_ptr().add(range.start), range.end - range.start) }
     }
+    /// Stores sixteen bytes at `at`: the first eight, then, with release order, the last eight. Whoever looks at the
+    /// memory later, be it another process after the death of this one, and finds the last eight, finds the first eight
+    /// and everything that was stored before. Exclusive as [`SharedChunk::range_mut`] is.
+    pub(crate) fn store_pair(&self, at: usize, pair: [u64; 2]) {
+        assert!(at.is_multiple_of(8) && at + 16 <= self.chunk.len, "two words within the buffer");
+        // SAFETY: within the chunk and aligned, which begins at a page; nobody accesses these words otherwise meanwhile.
+        let words = unsafe {
+            let first = self.chunk.ptr.as_ptr().add(at).cast::<u64>();
+            [AtomicU64::from_ptr(first), AtomicU64::from_ptr(first.add(1))]
+        };
+        words[0].store(pair[0], Ordering::Relaxed);
+        words[1].store(pair[1], Ordering::Release);
+    }
+    /// Address of the buffer.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.chunk.ptr.as_ptr()
+    }
     /// Read access to a range that has been filled and published.
     pub fn slice(&self, range: Range<usize>) -> Slice {
         assert!(range.start <= range.end && range.end <= self.chunk.len, "range within the buffer");
@@ -248,6 +274,8 @@ struct Class {
 
 struct PoolInner {
     classes: Vec<Class>,
+    /// What the chunks are parts of, if they are.
+    region: Option<Arc<Region>>,
 }
 
 impl PoolInner {
@@ -277,7 +305,21 @@ impl BufPool {
             let chunks = (0..class.count).map(|_| RawChunk::new(class.bytes));
             Class { bytes: class.bytes, count: class.count, free: Mutex::new((chunks.collect(), Vec::new())) }
         };
-        BufPool { inner: Arc::new(PoolInner { classes: classes.iter().map(fill).collect() }) }
+        BufPool { inner: Arc::new(PoolInner { classes: classes.iter().map(fill).collect(), region: None }) }
+    }
+
+    /// One class of buffers, side by side in a region from `offset` on. Nobody else may use these bytes, except as
+    /// [`SharedChunk`] says.
+    pub fn within(region: &Arc<Region>, offset: usize, class: PoolClass) -> BufPool {
+        let PoolClass { bytes, count } = class;
+        assert!(bytes.is_multiple_of(BLOCK_BYTES) && offset.is_multiple_of(BLOCK_BYTES), "aligned buffers");
+        let chunk = |number: usize| {
+            let start = offset + number * bytes;
+            RawChunk { ptr: region.part(start..start + bytes), len: bytes, mapped: false }
+        };
+        let chunks = (0..count).rev().map(chunk).collect();
+        let classes = vec![Class { bytes, count, free: Mutex::new((chunks, Vec::new())) }];
+        BufPool { inner: Arc::new(PoolInner { classes, region: Some(region.clone()) }) }
     }
 
     /// Bytes of the largest buffer.
@@ -288,6 +330,11 @@ impl BufPool {
     /// Bytes of all buffers.
     pub fn memory_bytes(&self) -> u64 {
         self.inner.classes.iter().map(|class| class.bytes as u64 * class.count as u64).sum()
+    }
+
+    /// Number of buffers of the largest class.
+    pub fn count(&self) -> usize {
+        self.inner.classes.last().map_or(0, |class| class.count)
     }
 
     /// Number of buffers of the largest class that are free now.

@@ -5,8 +5,10 @@ pub mod buf;
 pub mod conformance;
 #[cfg(any(test, feature = "sim", feature = "testing"))]
 pub mod mem;
+mod region;
 
 pub use buf::{Buf, BufPool, PoolClass, Slice};
+pub use region::Region;
 
 use std::future::Future;
 

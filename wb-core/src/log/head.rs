@@ -6,12 +6,15 @@
 //!   every reservation in it has been published: an entry in a sealed record is final.
 //! * A record lies within one segment. A segment is opened only if it is free, that is outside the live log, and good.
 //! * `durable` <= `written` < `next_seq`; `written` is the last record of the unbroken run of completed writes.
+//! * Every sealed record beyond `durable` is in `in_flight`, and so in its buffer: the tail has all that the device may
+//!   not have. When half of the buffers wait for nothing but a flush, one is asked for.
 //! * A closed segment's summary is built from exactly the records that were sealed into it.
 
 use super::record::Record;
 use super::scan::ScannedSegment;
 use crate::format::*;
-use crate::io::{Buf, BufPool};
+use crate::io::Buf;
+use crate::tail::Tail;
 use crate::types::*;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -70,6 +73,11 @@ impl Reservation {
     pub fn put_entry(&mut self, index: usize, entry: &Entry) {
         assert!(index < self.count, "entry of the reservation");
         self.record.put_entry(self.first_entry + index, entry);
+    }
+    /// Makes entry `index` void again and gives what it was, before publishing; for a planted bug.
+    pub(crate) fn take_entry(&mut self, index: usize) -> Entry {
+        assert!(index < self.count, "entry of the reservation");
+        self.record.take_entry(self.first_entry + index)
     }
 }
 
@@ -139,9 +147,11 @@ struct SegmentBuilder {
     summarise: bool,
 }
 
+/// A sealed record that is not durable yet.
 struct InFlight {
     record: Arc<Record>,
     end: LogPos,
+    chain_crc: u32,
     written: bool,
 }
 
@@ -178,6 +188,7 @@ struct HeadState {
     /// Where to look for a free segment.
     next_segment: SegmentNo,
     to_seal: VecDeque<SealItem>,
+    /// The sealed records beyond D, in order, without a gap.
     in_flight: VecDeque<InFlight>,
     chain_crc: u32,
     builder: Option<SegmentBuilder>,
@@ -201,7 +212,9 @@ pub struct LogHead {
     /// Record buffers that users leave to internal writers.
     reserve_buffers: usize,
     bad: BadSegments,
-    buffers: BufPool,
+    tail: Tail,
+    /// Written records that may wait for a flush before one is asked for.
+    unflushed_max: u64,
     wall_unix_ns: Box<dyn Fn() -> u64 + Send + Sync>,
     state: Mutex<HeadState>,
 }
@@ -212,8 +225,8 @@ pub struct HeadConfig<'a> {
     pub superblock: &'a Superblock,
     /// Segments used no more.
     pub bad: BadSegments,
-    /// One class of buffers: the record buffers.
-    pub buffers: BufPool,
+    /// The record buffers, and what survives the process.
+    pub tail: Tail,
     /// Segments that users leave free.
     pub reserve_segments: u32,
     /// Wall clock for the headers.
@@ -223,7 +236,7 @@ pub struct HeadConfig<'a> {
 impl LogHead {
     /// The head of a recovered log.
     pub fn new(config: HeadConfig<'_>, start: HeadStart) -> LogHead {
-        let HeadConfig { superblock, bad, buffers, reserve_segments, wall_unix_ns } = config;
+        let HeadConfig { superblock, bad, tail, reserve_segments, wall_unix_ns } = config;
         let geometry = superblock.geometry;
         let usable = geometry.segments - bad.count();
         let live_good = start.live.iter().filter(|live| !bad.is_bad(live.segment)).count() as u32;
@@ -255,7 +268,9 @@ impl LogHead {
             reserve_segments,
             reserve_buffers: 1,
             bad,
-            buffers,
+            // One buffer is the open record's, one the reserve; of the others half may wait.
+            unflushed_max: (tail.buffers().count() as u64).saturating_sub(2).div_ceil(2).max(1),
+            tail,
             wall_unix_ns,
             state: Mutex::new(state),
         }
@@ -277,7 +292,7 @@ impl LogHead {
             Reservation { record: open.record.clone(), first_entry: open.entries, first_payload: open.payload, count };
         open.payload += count;
         open.entries += count;
-        open.record.reserved();
+        open.record.reserved(open.entries, open.payload);
         if open.payload == open.payload_max {
             self.close_open(&mut state, false, false);
         }
@@ -292,7 +307,7 @@ impl LogHead {
             return Ok(());
         }
         let (keep_buffers, keep_segments) = self.keeps(class);
-        if self.buffers.free_largest() <= keep_buffers {
+        if self.tail.buffers().free_largest() <= keep_buffers {
             return Err(Full::Buffers);
         }
         let fits = state.segment.as_ref().is_some_and(|segment| {
@@ -343,12 +358,13 @@ impl LogHead {
             first_payload: open.payload,
             count: 1,
         };
+        open.record.mark_range(open.entries);
         open.entries += 1;
         // A range takes an entry that payload can then not have.
         let by_summary = summary_room.saturating_sub(open.entries);
         let by_entries = RECORD_ENTRIES_MAX - open.entries;
         open.payload_max = open.payload_max.min(open.payload + by_entries.min(by_summary));
-        open.record.reserved();
+        open.record.reserved(open.entries, open.payload);
         Ok((reservation, submit))
     }
 
@@ -374,16 +390,16 @@ impl LogHead {
             self.seal_ready(state, submit);
         }
         let fits = state.segment.as_ref().is_some_and(|segment| self.fits_record(segment.next_block, segment.usage));
-        if self.buffers.free_largest() <= self.keeps(class).0 {
+        if self.tail.buffers().free_largest() <= self.keeps(class).0 {
             return Err(Full::Buffers);
         }
         if !fits {
             self.open_segment(state, class, submit)?;
         }
-        let buf = self.buffers.try_alloc(self.buffers.max_len()).ok_or(Full::Buffers)?;
+        let buf = self.tail.buffers().try_alloc(self.tail.buffers().max_len()).ok_or(Full::Buffers)?;
         let segment = state.segment.as_ref().expect("a segment is open");
         let pos = LogPos(segment.pos.0 + u64::from(segment.next_block));
-        let record = Arc::new(Record::new(state.next_seq, segment.segment, segment.next_block, pos, buf));
+        let record = Arc::new(Record::new(&self.tail, state.next_seq, segment.segment, segment.next_block, pos, buf));
         let room = (self.geometry.record_blocks() - segment.next_block - 1) as usize;
         let payload_max = room.min(record.capacity()).min(RECORD_ENTRIES_MAX).min(self.summary_room(segment.usage));
         state.next_seq = state.next_seq.next();
@@ -514,7 +530,8 @@ impl LogHead {
             entries: own.collect(),
         });
         let end = LogPos(record.pos.0 + 1 + u64::from(payload_blocks));
-        state.in_flight.push_back(InFlight { record: record.clone(), end, written: false });
+        let chain_crc = state.chain_crc;
+        state.in_flight.push_back(InFlight { record: record.clone(), end, chain_crc, written: false });
     }
 
     fn close_segment(&self, state: &mut HeadState) -> Option<Submit> {
@@ -548,29 +565,40 @@ impl LogHead {
         submit
     }
 
-    /// Closes the open record for a flush. Gives the newest record, all of which will be written without further ado.
-    pub fn close_for_flush(&self) -> (Seq, Vec<Submit>) {
+    /// Closes the open record for a flush of everything up to `wanted`, if that includes it. All of it will be written
+    /// without further ado.
+    pub fn close_for_flush(&self, wanted: Seq) -> Vec<Submit> {
         let mut state = self.lock();
         let mut submit = Vec::new();
-        let alone = state.open.as_ref().is_some_and(|open| state.durable.0.next() == open.record.seq);
-        self.close_open(&mut state, true, alone);
-        self.seal_ready(&mut state, &mut submit);
-        (Seq(state.next_seq.0 - 1), submit)
+        if state.open.as_ref().is_some_and(|open| open.record.seq <= wanted) {
+            let alone = state.open.as_ref().is_some_and(|open| state.durable.0.next() == open.record.seq);
+            self.close_open(&mut state, true, alone);
+            self.seal_ready(&mut state, &mut submit);
+        }
+        submit
     }
 
-    /// A record has been written; with `fua` it is durable if everything before it is.
-    pub fn record_written(&self, seq: Seq, fua: bool) {
+    /// A record has been written; with `fua` it is durable if everything before it is. Gives the record up to which the
+    /// device should be flushed because buffers run short.
+    pub fn record_written(&self, seq: Seq, fua: bool) -> Option<Seq> {
         let mut state = self.lock();
-        let entry = state.in_flight.iter_mut().find(|entry| entry.record.seq == seq).expect("a record in flight");
-        entry.written = true;
-        let end = entry.end;
-        while state.in_flight.front().is_some_and(|first| first.written) {
-            let first = state.in_flight.pop_front().expect("front exists");
-            state.written = (first.record.seq, first.end);
+        let first = state.in_flight.front().expect("a record in flight").record.seq;
+        let at = (seq.0 - first.0) as usize;
+        state.in_flight[at].written = true;
+        let end = state.in_flight[at].end;
+        let mut next = (state.written.0.0 + 1 - first.0) as usize;
+        while let Some(entry) = state.in_flight.get(next).filter(|entry| entry.written) {
+            state.written = (entry.record.seq, entry.end);
+            next += 1;
         }
+        let mut freed = VecDeque::new();
         if fua && state.durable.0.next() == seq {
-            state.durable = (seq, end);
+            freed = self.raise_durable(&mut state, (seq, end));
         }
+        let wanted = (state.written.0.0 - state.durable.0.0 >= self.unflushed_max).then_some(state.written.0);
+        drop(state);
+        drop(freed); // their buffers go back to the pool outside the lock
+        wanted
     }
 
     /// The device was flushed after every record up to `written` had been written.
@@ -578,8 +606,22 @@ impl LogHead {
         let mut state = self.lock();
         assert!(written.0 <= state.written.0, "only written records become durable");
         if written.0 > state.durable.0 {
-            state.durable = written;
+            let freed = self.raise_durable(&mut state, written);
+            drop(state);
+            drop(freed);
         }
+    }
+
+    /// Gives the records that need no buffer any more. The tail knows of the new D before any of them is free.
+    fn raise_durable(&self, state: &mut HeadState, durable: (Seq, LogPos)) -> VecDeque<InFlight> {
+        let first = state.in_flight.front().expect("what becomes durable was in flight").record.seq;
+        let rest = state.in_flight.split_off((durable.0.0 + 1 - first.0) as usize);
+        let freed = std::mem::replace(&mut state.in_flight, rest);
+        let last = freed.back().expect("D rises");
+        assert_eq!(last.record.seq, durable.0, "in flight is all beyond D without a gap");
+        self.tail.set_durable(durable.0, last.chain_crc);
+        state.durable = durable;
+        freed
     }
 
     /// The summary of a segment is written, or will never be.
@@ -589,9 +631,9 @@ impl LogHead {
         live.expect("a segment stays live until its summary is written").summary_in_flight = false;
     }
 
-    /// Bytes of the record buffers.
+    /// Bytes of the record buffers and of what the tail needs besides.
     pub fn buffer_bytes(&self) -> u64 {
-        self.buffers.memory_bytes()
+        self.tail.bytes()
     }
     /// The newest record that has a reservation; 0 before the first.
     pub fn newest(&self) -> Seq {
@@ -639,10 +681,10 @@ impl LogHead {
         (state.free_segments > 0).then_some(segment)
     }
 
-    /// The record in memory that holds this position, if it has not been written yet.
+    /// The record in memory that holds this position, if it is not durable yet.
     pub fn record_at(&self, pos: LogPos) -> Option<Arc<Record>> {
         let state = self.lock();
-        if pos < state.written.1 {
+        if pos < state.durable.1 {
             return None;
         }
         let holds = |record: &Arc<Record>| record.pos < pos && pos.0 <= record.pos.0 + RECORD_ENTRIES_MAX as u64;

@@ -1,12 +1,13 @@
 //! A record in memory: filled by several writers at once, read while it is on its way to the device.
 
-use crate::format::{ENTRY_BYTES, Entry, FIXED_HEADER_BYTES};
+use crate::format::{ENTRY_BYTES, Entry, EntryRaw, FIXED_HEADER_BYTES};
 use crate::io::buf::SharedChunk;
 use crate::io::{Buf, Slice};
+use crate::tail::{Control, Tail, UNFINISHED_RANGE_KIND};
 use crate::types::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use zerocopy::IntoBytes;
+use zerocopy::FromBytes;
 
 /// A record that is open, closed and not yet written, or being written.
 pub struct Record {
@@ -19,6 +20,7 @@ pub struct Record {
     /// Position of its header in the log.
     pub pos: LogPos,
     chunk: SharedChunk,
+    control: Control,
     /// Reservations not yet published.
     unpublished: AtomicU32,
     /// Takes no more reservations.
@@ -26,14 +28,16 @@ pub struct Record {
 }
 
 impl Record {
-    /// An empty record in a buffer of 4 KiB + payload.
-    pub fn new(seq: Seq, segment: SegmentNo, offset_blocks: u32, pos: LogPos, buf: Buf) -> Record {
+    /// An empty record in a buffer of the tail, of 4 KiB + payload.
+    pub fn new(tail: &Tail, seq: Seq, segment: SegmentNo, offset_blocks: u32, pos: LogPos, mut buf: Buf) -> Record {
+        let control = tail.open_record(&mut buf, seq, segment, offset_blocks);
         Record {
             seq,
             segment,
             offset_blocks,
             pos,
             chunk: SharedChunk::new(buf),
+            control,
             unpublished: AtomicU32::new(0),
             closed: AtomicBool::new(false),
         }
@@ -44,9 +48,16 @@ impl Record {
         self.chunk.len() / BLOCK_BYTES - 1
     }
 
-    /// One more reservation; under the head lock.
-    pub(super) fn reserved(&self) {
+    /// One more reservation, with which so many entries and payload blocks are reserved; under the head lock.
+    pub(super) fn reserved(&self, entries: usize, payload: usize) {
+        self.control.set_reserved(entries, payload);
         self.unpublished.fetch_add(1, Ordering::SeqCst);
+    }
+    /// Entry `index` is being reserved for a range, which owns no payload block: a void entry would own one. Before
+    /// anything is reserved behind it; under the head lock.
+    pub(super) fn mark_range(&self, index: usize) {
+        let unfinished = u64::from_le_bytes([0, 0, 0, 0, 0, UNFINISHED_RANGE_KIND, 0, 0]);
+        self.chunk.store_pair(Self::entry_at(index), [0, unfinished.to_le()]);
     }
     /// No more reservations; under the head lock.
     pub(super) fn close(&self) {
@@ -77,11 +88,23 @@ impl Record {
         fill(&self.chunk, range)
     }
 
-    /// Writes an entry of a reservation that is not published yet.
-    pub(super) fn put_entry(&self, index: usize, entry: &Entry) {
-        let at = FIXED_HEADER_BYTES + index * ENTRY_BYTES;
+    fn entry_at(index: usize) -> usize {
         assert!(index < RECORD_ENTRIES_MAX, "entry {index} of the record");
-        fill(&self.chunk, at..at + ENTRY_BYTES).copy_from_slice(entry.encode().as_bytes());
+        FIXED_HEADER_BYTES + index * ENTRY_BYTES
+    }
+
+    /// Writes an entry of a reservation, whose payload is in place. From here on it survives the process: what comes
+    /// after our death reads the second word last, and believes an entry whose kind, which is in it, is not void.
+    pub(super) fn put_entry(&self, index: usize, entry: &Entry) {
+        self.chunk.store_pair(Self::entry_at(index), zerocopy::transmute!(entry.encode()));
+    }
+
+    /// Takes an entry back that was put; for a planted bug.
+    pub(super) fn take_entry(&self, index: usize) -> Entry {
+        let at = Self::entry_at(index);
+        let raw = EntryRaw::read_from_bytes(fill(&self.chunk, at..at + ENTRY_BYTES)).expect("size of an entry");
+        self.put_entry(index, &Entry::VOID);
+        Entry::decode(&raw).expect("an entry that was encoded here")
     }
 
     /// The header block of a complete record, for sealing under the head lock.

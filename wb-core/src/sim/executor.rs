@@ -13,6 +13,7 @@
 
 use super::env::SimEnv;
 use super::rng::SimRng;
+use super::tails::Memory;
 use crate::env::Env;
 use async_task::{Runnable, Task};
 use std::cell::RefCell;
@@ -219,6 +220,7 @@ impl State {
 /// What environment, devices and executor share.
 pub(super) struct Core {
     state: Mutex<State>,
+    pub(super) memory: Mutex<Memory>,
 }
 
 impl Core {
@@ -317,7 +319,7 @@ impl Sim {
             digest: seed,
             trace: false,
         };
-        let core = Arc::new(Core { state: Mutex::new(state) });
+        let core = Arc::new(Core { state: Mutex::new(state), memory: Mutex::default() });
         Sim { seed, root: SimEnv { core, group: 0, alive } }
     }
 

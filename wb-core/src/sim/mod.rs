@@ -4,6 +4,7 @@
 //! executor   tasks in process groups, clock, seeded choices      env      what a group sees of it      rng  the draws
 //! disk       devices: the fault model (state, handle: inside)    fault    the plan of faults
 //! volatile   what a power cut leaves                             medium   sparse content
+//! tails      memory that outlives a process
 //! workload   the plan of a run                                   scenario runs a plan against a system under test
 //! small      every power cut of a short run, every subset of what was not durable
 //! model      the oracle: what a volume may hold                  stamp    contents that say what they are
@@ -22,6 +23,7 @@ pub mod scenario;
 pub mod small;
 mod stamp;
 mod state;
+mod tails;
 mod volatile;
 pub mod workload;
 

@@ -10,7 +10,8 @@
 //!
 //! **After a crash** ([`Model::crash`]). A power cut leaves any version, except those that certainly precede a durable
 //! one: a FUA write that completed, or a write that completed before a flush was *submitted* that succeeded. A kill of
-//! the process leaves what a read could have returned. Requests in flight count either way. What is read first after a
+//! the process leaves what a read could have returned (and, if power fails too before anybody has looked, what a power cut
+//! would have left). Requests in flight count either way. What is read first after a
 //! crash is what recovery chose, and stays (a later crash may not take it back). A discarded sector may have any value
 //! until it is rewritten.
 //!
@@ -417,15 +418,20 @@ impl Model {
 
     /// The process that served the volume died with everything in flight.
     pub fn crash(&mut self, crash: Crash) {
+        match crash {
+            Crash::PowerCut => self.power_cut(),
+            Crash::Kill => self.kill(),
+        }
+        self.ops.clear();
+    }
+
+    fn power_cut(&mut self) {
         let tick = self.next_tick();
         let durable_to = self.flushed_to.max(self.fua_start);
         let mut survey = Survey { durable_to, ..Survey::default() };
         for sector in self.open.clone() {
             let versions = self.sectors.get_mut(&sector).expect("open sectors have versions");
-            versions.retain(|version| match crash {
-                Crash::PowerCut => !version.lost,
-                Crash::Kill => version.hidden == NEVER,
-            });
+            versions.retain(|version| !version.lost);
             assert!(!versions.is_empty(), "a sector has at least one value");
             survey.versions.insert(sector, versions.clone());
             for version in versions.iter_mut() {
@@ -440,13 +446,27 @@ impl Model {
                 self.open.remove(&sector);
             }
         }
-        if crash == Crash::Kill {
-            // Everything acknowledged survives, in log order or not: only tears inside a block are left to find.
-            survey.durable_to = 0;
-            survey.versions.values_mut().flatten().for_each(|version| version.end = NEVER);
-        }
-        self.ops.clear();
         self.fua_start = 0;
+        self.survey = survey;
+    }
+
+    /// What was in flight has taken effect, or never will; everything else is as it was. What a read could not see before
+    /// it cannot see now, and yet it is there: power may fail before what followed it is durable.
+    fn kill(&mut self) {
+        let tick = self.next_tick();
+        // Everything acknowledged survives, in log order or not: only tears inside a block are left to find.
+        let mut survey = Survey::default();
+        for sector in &self.open {
+            let versions = self.sectors.get_mut(sector).expect("open sectors have versions");
+            let visible = versions.iter().filter(|version| version.hidden == NEVER);
+            let visible: Vec<Version> = visible.map(|version| Version { end: NEVER, ..version.clone() }).collect();
+            assert!(!visible.is_empty(), "a sector has at least one value");
+            survey.versions.insert(*sector, visible);
+            for version in versions.iter_mut() {
+                version.base = true;
+                version.settled = version.settled.min(tick);
+            }
+        }
         self.survey = survey;
     }
 

@@ -389,8 +389,13 @@ impl Reference {
 
     /// Crashes and reads everything; true if the oracle complains.
     fn crash(&mut self) -> bool {
-        let kill = self.rng.below(4) == 0;
+        let mut kill = self.rng.below(4) == 0;
         self.model.crash(if kill { Crash::Kill } else { Crash::PowerCut });
+        if kill && self.rng.below(3) == 0 {
+            // Again before anything was recovered.
+            kill = self.rng.below(2) == 0;
+            self.model.crash(if kill { Crash::Kill } else { Crash::PowerCut });
+        }
         self.running.clear();
         let mut keep = if kill && self.bug != Bug::LostOnKill {
             self.log.len()

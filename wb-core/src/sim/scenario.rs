@@ -28,6 +28,8 @@ pub trait System: Clone + 'static {
     fn cache_bytes(&self, plan: &Plan) -> u64;
     /// Survivors of a power cut are a prefix of the log (else: what a plain disk promises).
     fn keeps_prefix(&self) -> bool;
+    /// The death of the process alone loses nothing acknowledged (else: what a power cut may take).
+    fn survives_kill(&self) -> bool;
     /// Writes an empty cache.
     fn format(self, cache: SimDisk, plan: Plan) -> impl Future<Output = Result<(), String>> + 'static;
     /// Starts in the process group of `env`, after whatever happened.
@@ -65,6 +67,8 @@ pub struct Outcome {
     pub crashes: u64,
     /// Crashes before the system was ready.
     pub crashes_in_recovery: u64,
+    /// Lives that ended without a power cut.
+    pub kills: u64,
     /// Requests that were answered.
     pub requests: u64,
     /// Requests that failed because a device did.
@@ -397,8 +401,14 @@ impl<S: System> World<S> {
     }
 
     fn end_life(&mut self, env: &SimEnv, number: u64) {
-        self.sim.kill(env);
         let power_cut = self.rng.below(100) < self.plan.power_cut_percent;
+        if power_cut {
+            self.sim.lose_memory();
+        } else {
+            self.sim.keep_memory();
+        }
+        self.sim.kill(env);
+        self.outcome.kills += u64::from(!power_cut);
         for device in &self.devices {
             if power_cut {
                 device.power_cut();
@@ -406,8 +416,8 @@ impl<S: System> World<S> {
                 device.settle_killed();
             }
         }
-        // Without memory that outlives the process, its death takes what a power cut may take.
-        self.shared.model.borrow_mut().crash(Crash::PowerCut);
+        let crash = if power_cut || !self.system.survives_kill() { Crash::PowerCut } else { Crash::Kill };
+        self.shared.model.borrow_mut().crash(crash);
         if self.plan.errors || self.shared.failed() {
             return;
         }
@@ -487,12 +497,17 @@ pub fn run_caught<S: System>(system: &S, plan: &Plan) -> Outcome {
 
 /// Runs one seed; on failure the story, with the seed first and last.
 pub fn run_seed<S: System>(system: &S, seed: u64) -> Result<Outcome, String> {
-    let plan = Plan::draw(seed);
-    let outcome = run_caught(system, &plan);
+    run_plan(system, &Plan::draw(seed))
+}
+
+/// Runs a plan; on failure the story, with the seed first and last.
+pub fn run_plan<S: System>(system: &S, plan: &Plan) -> Result<Outcome, String> {
+    let seed = plan.seed;
+    let outcome = run_caught(system, plan);
     if outcome.failures.is_empty() {
         return Ok(outcome);
     }
-    let smaller = shrink(system, &plan);
+    let smaller = shrink(system, plan);
     let outcome = Outcome { failures: [outcome.failures, run_caught(system, &smaller).failures].concat(), ..outcome };
     let mut story = format!("WB_SEED={seed} fails\n{plan:?}\nsmaller, and fails too: {smaller:?}\n");
     for failure in &outcome.failures {

@@ -44,6 +44,7 @@ fn recover<S: System>(system: &S, plan: &Plan, media: [Medium; 2], model: Model)
         device.restore(medium);
     }
     *world.shared.model.borrow_mut() = model;
+    world.sim.lose_memory(); // another boot than that of the run
     let mut idle = plan.clone();
     idle.clients = 0;
     world.plan = idle.into();
@@ -63,6 +64,7 @@ fn recover<S: System>(system: &S, plan: &Plan, media: [Medium; 2], model: Model)
         }
         world.sim.kill(&env);
         world.devices.iter().for_each(super::SimDevice::power_cut);
+        world.sim.lose_memory();
     }
     world.shared.failures.take()
 }

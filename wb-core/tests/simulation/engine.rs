@@ -1,6 +1,6 @@
 //! The engine under crashes.
 
-use crate::{run_seeds, seeds, seeds_until_found_by};
+use crate::{run_plans, run_seeds, seeds, seeds_until_found_by};
 use std::sync::Arc;
 use wb_core::check::{self, CheckOptions, Severity};
 use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
@@ -62,6 +62,10 @@ impl System for WriteCache {
         true
     }
 
+    fn survives_kill(&self) -> bool {
+        true
+    }
+
     async fn format(self, cache: SimDisk, plan: Plan) -> Result<(), String> {
         let options = FormatOptions {
             segment_bytes: plan.segment_bytes,
@@ -83,7 +87,9 @@ impl System for WriteCache {
                 name: "volume".into(),
             },
             config: settings(&plan, self.0),
-            boot_id: [0; 16],
+            boot_id: env.boot_id(),
+            tails: Some(env.tails()),
+            accept_loss: false,
             read_only: false,
             force: false,
         };
@@ -128,6 +134,22 @@ fn soak_even_seeds() {
 #[test]
 fn soak_odd_seeds() {
     run_seeds(&WriteCache(PlantedBug::None), "engine, odd seeds", seeds(1000..1100).filter(|seed| seed % 2 == 1));
+}
+
+/// The process dies again and again, sometimes with the power: nothing acknowledged may be missing after a kill.
+fn killing_plan(seed: u64) -> Plan {
+    let mut plan = Plan::draw(seed);
+    let mut rng = SimRng::derive(seed, "kills");
+    plan.crash_percent = 100;
+    plan.power_cut_percent = rng.pick(&[0, 0, 20, 50]);
+    plan.lives = rng.range(3, 8);
+    plan.mix.flush = rng.pick(&[0, 0, plan.mix.flush]);
+    plan
+}
+
+#[test]
+fn nothing_acknowledged_is_missing_after_kills() {
+    run_plans(&WriteCache(PlantedBug::None), "engine, killed", seeds(0..300), killing_plan);
 }
 
 /// Seeds that failed once, and why. When a change of the generator gives them another meaning they are worth little.
@@ -203,4 +225,10 @@ fn overwriting_plan(seed: u64) -> Plan {
 #[test]
 fn planted_superseding_beyond_durable_is_found() {
     assert_found(PlantedBug::SupersedeBeyondDurable, 1000, overwriting_plan);
+}
+
+#[test]
+fn planted_bugs_of_the_ram_tail_are_found() {
+    assert_found(PlantedBug::AckBeforePublication, 40, killing_plan);
+    assert_found(PlantedBug::ForgetUnfinishedSlots, 200, killing_plan);
 }

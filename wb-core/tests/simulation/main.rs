@@ -27,18 +27,24 @@ fn seeds(default: Range<u64>) -> Range<u64> {
 
 /// Runs seeds; panics with the story of the first that fails, and the numbers of all.
 fn run_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>) {
-    let (mut ran, mut crashes, mut in_recovery, mut requests, mut stops) = (0u64, 0, 0, 0, 0);
+    run_plans(system, name, seeds, Plan::draw);
+}
+
+/// As [`run_seeds`], with plans of another kind.
+fn run_plans<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>, plan: fn(u64) -> Plan) {
+    let (mut ran, mut crashes, mut in_recovery, mut requests, mut stops, mut kills) = (0u64, 0, 0, 0, 0, 0);
     let mut failed: Vec<(u64, String)> = Vec::new();
     for seed in seeds {
         if setting("WB_TRACE").is_some() {
-            scenario::run_traced(system, &Plan::draw(seed), true);
+            scenario::run_traced(system, &plan(seed), true);
         }
-        match scenario::run_seed(system, seed) {
+        match scenario::run_plan(system, &plan(seed)) {
             Ok(outcome) => {
                 crashes += outcome.crashes;
                 in_recovery += outcome.crashes_in_recovery;
                 requests += outcome.requests;
                 stops += outcome.stops;
+                kills += outcome.kills;
             }
             Err(story) => failed.push((seed, story)),
         }
@@ -48,7 +54,7 @@ fn run_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>
         }
     }
     println!(
-        "{name}: {ran} seeds, {crashes} crashes ({in_recovery} in recovery), {requests} requests, {stops} clean stops, {} failed",
+        "{name}: {ran} seeds, {crashes} crashes ({in_recovery} in recovery), {kills} ends without power cut, {requests} requests, {stops} clean stops, {} failed",
         failed.len()
     );
     if let Some((first, story)) = failed.first() {

@@ -162,6 +162,10 @@ impl System for WriteThrough {
     fn cache_bytes(&self, _plan: &Plan) -> u64 {
         4096
     }
+    fn survives_kill(&self) -> bool {
+        false
+    }
+
     fn keeps_prefix(&self) -> bool {
         false
     }

@@ -1,0 +1,196 @@
+//! The RAM tail at start and at the end: what a dead instance left in memory goes to the device before the log is walked,
+//! and this instance gets a tail of its own. [`crate::tail`] has the invariants.
+//!
+//! Replaying writes only what the dead instance would have written itself, and the tail stays until both anchors name
+//! the next one: it may be cut off anywhere, also by a start that is refused afterwards, and is repeated then.
+
+use super::Inner;
+use super::recovery::{OpenError, OpenOptions};
+use crate::env::{Env, PlantedBug};
+use crate::format::Superblock;
+use crate::io::Disk;
+use crate::log::head::HeadStart;
+use crate::meta::CacheMeta;
+use crate::tail::{Examined, Seal, Tail, TailError, TailIdentity, TailLayout, TailName, TailStore, examine};
+use crate::types::*;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Writes in flight during the replay.
+const REPLAY_DEPTH: usize = 8;
+
+/// What the tail of a dead instance gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TailReport {
+    /// Records beyond D that were in it, all of them on the device now.
+    pub records: u64,
+    /// Those of them that the instance had not even begun to write.
+    pub unsealed: u64,
+    /// Slots that it had reserved and not filled: requests it was working on.
+    pub unfinished: u64,
+}
+
+/// What the instance before left.
+pub(super) enum Before {
+    /// It needs no tail: it stopped clean, or power failed since.
+    NoTail,
+    /// All of its tail is on the device and durable.
+    Replayed {
+        /// The newest record.
+        head: Seq,
+        /// What there was.
+        report: TailReport,
+    },
+    /// It died in this boot, its tail cannot be had, and the user accepts that.
+    LossAccepted,
+}
+
+/// Where this instance keeps its tail.
+pub(super) struct OwnTail {
+    pub store: Arc<dyn TailStore>,
+    pub name: TailName,
+}
+
+/// Puts on the device what the instance before left in memory.
+pub(super) async fn replay<E: Env>(
+    env: &E,
+    options: &OpenOptions<E::Disk>,
+    meta: &CacheMeta,
+) -> Result<Before, OpenError> {
+    let anchor = &meta.anchor;
+    if anchor.ram_tail_id == [0; 16] || anchor.boot_id != options.boot_id {
+        return Ok(Before::NoTail);
+    }
+    let name = TailName { cache: meta.superblock.uuid, id: Uuid::from_bytes(anchor.ram_tail_id) };
+    let found = match find(env, options, meta, name) {
+        Ok(found) => found,
+        Err(error @ (OpenError::Tail(TailError::Store { .. }) | OpenError::TailLost { .. })) if !options.accept_loss => {
+            return Err(error);
+        }
+        Err(error) if options.accept_loss => {
+            tracing::warn!("{error}. This loss is accepted: the log goes on with what the cache device holds");
+            return Ok(Before::LossAccepted);
+        }
+        Err(error) => return Err(error),
+    };
+    let report = TailReport {
+        records: found.records.len() as u64,
+        unsealed: found.sealed_now,
+        unfinished: found.unfinished,
+    };
+    write_all(&*options.cache, &meta.superblock, &found).await?;
+    if report.records > 0 {
+        tracing::info!(
+            "RAM tail: {} records that the last instance had acknowledged and not flushed are on the cache device",
+            report.records
+        );
+    }
+    Ok(Before::Replayed { head: found.head(), report })
+}
+
+fn find<E: Env>(
+    env: &E,
+    options: &OpenOptions<E::Disk>,
+    meta: &CacheMeta,
+    name: TailName,
+) -> Result<Examined, OpenError> {
+    let anchor = &meta.anchor;
+    let lost = |why: String| OpenError::TailLost { why, durable: anchor.durable };
+    let Some(store) = &options.tails else { return Err(lost(format!("nowhere to look for its RAM tail {name}"))) };
+    let Some(region) = store.open(name)? else { return Err(lost(format!("{} is gone", store.describe(name)))) };
+    let seal = Seal { log_tail: anchor.log_tail, dirty_tail: anchor.dirty_tail, wall_unix_ns: env.wall_ns() };
+    let forget = options.config.has_bug(PlantedBug::ForgetUnfinishedSlots);
+    let found = examine(region, name, &meta.superblock, seal, forget).map_err(|error| match error {
+        TailError::Store { .. } => OpenError::Tail(error),
+        TailError::Version { .. } | TailError::Damaged { .. } => lost(error.to_string()),
+    })?;
+    let fits = found.identity.boot_id == anchor.boot_id
+        && (found.identity.epoch, found.identity.epoch_start) == (anchor.epoch, anchor.epoch_start)
+        && anchor.durable <= found.head();
+    if !fits {
+        return Err(lost(format!(
+            "{} is of epoch {} and ends at record {}; the cache is at epoch {}, record {}",
+            store.describe(name),
+            found.identity.epoch,
+            found.head(),
+            anchor.epoch,
+            anchor.durable
+        )));
+    }
+    Ok(found)
+}
+
+async fn write_all<D: Disk>(cache: &D, superblock: &Superblock, found: &Examined) -> Result<(), OpenError> {
+    if found.records.is_empty() {
+        return Ok(());
+    }
+    let write = |record| async move {
+        let crate::tail::FoundRecord { seq, segment, offset_blocks, .. } = record;
+        let offset = superblock.geometry.block_offset(segment, offset_blocks);
+        let bytes = found.bytes_of(&record).freeze();
+        cache.write(offset.0, vec![bytes], false).await.map_err(|error| OpenError::TailWrite { seq, offset, error })
+    };
+    stream::iter(found.records.iter().copied()).map(write).buffer_unordered(REPLAY_DEPTH).try_collect::<()>().await?;
+    cache.flush().await.map_err(OpenError::Flush)
+}
+
+/// The tail of this instance, complete and not yet named by any anchor.
+pub(super) fn create<E: Env>(
+    env: &E,
+    options: &OpenOptions<E::Disk>,
+    superblock: &Superblock,
+    start: &HeadStart,
+) -> Result<(Tail, Option<OwnTail>), OpenError> {
+    let record_blocks = (1 + RECORD_ENTRIES_MAX).min(superblock.geometry.record_blocks() as usize);
+    let layout =
+        TailLayout { buffers: options.config.record_buffers.max(3), buffer_bytes: record_blocks * BLOCK_BYTES };
+    let Some(store) = options.tails.clone() else {
+        let tail = Tail::private(layout).map_err(|error| OpenError::Memory { bytes: layout.bytes() as u64, error })?;
+        return Ok((tail, None));
+    };
+    let id = uuid::Builder::from_random_bytes(random_bytes(env)).into_uuid();
+    let name = TailName { cache: superblock.uuid, id };
+    let identity = TailIdentity {
+        name,
+        boot_id: options.boot_id,
+        epoch: start.epoch,
+        epoch_start: start.epoch_start,
+        created_unix_ns: env.wall_ns(),
+    };
+    let region = store.create(name, layout.bytes())?;
+    let tail = Tail::create(region, layout, &identity, start.head, start.chain_crc);
+    Ok((tail, Some(OwnTail { store, name })))
+}
+
+fn random_bytes<E: Env>(env: &E) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&env.random_u64().to_le_bytes());
+    bytes[8..].copy_from_slice(&env.random_u64().to_le_bytes());
+    bytes
+}
+
+impl OwnTail {
+    /// Removes what earlier instances of this cache left. Both anchors name this one.
+    pub fn remove_others(&self) {
+        let others = match self.store.list(self.name.cache) {
+            Ok(all) => all.into_iter().filter(|name| *name != self.name),
+            Err(error) => return tracing::warn!("{error}"),
+        };
+        for name in others {
+            if let Err(error) = self.store.remove(name) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Nothing is in memory only, and both anchors say so: the tail has served.
+    pub(super) fn remove_tail(&self) {
+        let Some(own) = &self.tail else { return };
+        if let Err(error) = own.store.remove(own.name) {
+            tracing::warn!("{error}; the next start removes it");
+        }
+    }
+}
