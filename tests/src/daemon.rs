@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest start, and longest end, of a daemon on the small caches of tests.
@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A directory with a formatted cache file and a sparse backing file.
 pub struct Place {
     dir: tempfile::TempDir,
+    /// Where its daemons keep their RAM tails.
+    memory: tempfile::TempDir,
     /// The cache.
     pub cache: PathBuf,
     /// The backing file.
@@ -27,13 +29,14 @@ impl Place {
         // Not /tmp, which may be in memory: then the tests would be of another kind of file than users have.
         let parent = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
         let dir = tempfile::Builder::new().prefix("wb-test-").tempdir_in(parent).expect("a directory");
+        let memory = tempfile::Builder::new().prefix("wb-test-").tempdir_in("/dev/shm").expect("a tmpfs");
         let (cache, backing) = (dir.path().join("cache.img"), dir.path().join("disk.img"));
         File::create(&backing).and_then(|file| file.set_len(backing_bytes)).expect("a sparse file");
         let (size, segment) = (cache_bytes.to_string(), segment_bytes.to_string());
         let mut format = tool("wb-format");
         let made = run(format.args(["--size", &size, "--segment-size", &segment]).arg(&cache));
         assert_eq!(made.code, 0, "wb-format: {}", made.stderr);
-        Place { dir, cache, backing }
+        Place { dir, memory, cache, backing }
     }
 
     /// A path in the directory.
@@ -58,8 +61,38 @@ impl Place {
         daemon
     }
 
+    /// As [`Place::start`], with further options.
+    pub fn start_with(&self, options: &[&str]) -> Daemon {
+        let mut daemon = self.spawn_with(options);
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Directory of the RAM tails, made by the first daemon.
+    pub fn tail_dir(&self) -> PathBuf {
+        self.memory.path().join("tails")
+    }
+
+    /// The RAM tails that are there.
+    pub fn tails(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.tail_dir()).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+        entries.into_iter().map(|entry| entry.expect("a directory entry").path()).collect()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = tool("wb-daemon");
+        command.arg("run").arg("--cache").arg(&self.cache).arg("--backing").arg(&self.backing);
+        command.arg("--nbd").arg(format!("unix:{}", self.socket().display()));
+        command.arg("--control").arg(self.control()).arg("--tail-dir").arg(self.tail_dir());
+        command
+    }
+
     /// Starts a daemon without waiting for it.
     pub fn spawn(&self) -> Daemon {
+        self.spawn_with(&[])
+    }
+
+    fn spawn_with(&self, options: &[&str]) -> Daemon {
         let notify = self.path("notify.sock");
         // Of the daemon before.
         let _ = std::fs::remove_file(&notify);
@@ -67,26 +100,15 @@ impl Place {
         ready.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
         let log = self.path("daemon.log");
         let log_file = File::options().create(true).append(true).open(&log).expect("a log file");
-        let mut command = tool("wb-daemon");
-        command.arg("run").arg("--cache").arg(&self.cache).arg("--backing").arg(&self.backing);
-        command.arg("--nbd").arg(format!("unix:{}", self.socket().display()));
-        command.arg("--control").arg(self.control()).env("NOTIFY_SOCKET", &notify);
+        let mut command = self.command();
+        command.args(options).env("NOTIFY_SOCKET", &notify);
         let child = command.stdout(Stdio::null()).stderr(log_file).spawn().expect("the daemon starts");
         Daemon { child: Some(child), ready, log, socket: self.socket(), control: self.control() }
     }
 
     /// A daemon that is expected to refuse: runs it to its end.
     pub fn start_refused(&self) -> Ran {
-        run(tool("wb-daemon")
-            .arg("run")
-            .arg("--cache")
-            .arg(&self.cache)
-            .arg("--backing")
-            .arg(&self.backing)
-            .arg("--nbd")
-            .arg(format!("unix:{}", self.socket().display()))
-            .arg("--control")
-            .arg(self.control()))
+        run(&mut self.command())
     }
 
     fn control(&self) -> PathBuf {

@@ -214,9 +214,16 @@ mod tests {
         let mut text = Vec::new();
         show_status(&status(), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        for part in
-            ["ready", "/dev/shm/t, 32 MiB, 2 records", "recovered 7", "/dev/fast", "/dev/slow", "4 KiB are only in the cache, the oldest for 1.5 s", "75 %", "nbd+unix"]
-        {
+        for part in [
+            "ready",
+            "/dev/shm/t, 32 MiB, 2 records",
+            "recovered 7",
+            "/dev/fast",
+            "/dev/slow",
+            "4 KiB are only in the cache, the oldest for 1.5 s",
+            "75 %",
+            "nbd+unix",
+        ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
     }

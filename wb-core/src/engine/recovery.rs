@@ -107,7 +107,9 @@ pub enum OpenError {
         durable: Seq,
     },
     /// Writing a record of the RAM tail to where it belongs.
-    #[error("writing record {seq} of the RAM tail to offset {offset} of the cache device failed: {error}. Nothing is lost: the tail stays; start again when the device works")]
+    #[error(
+        "writing record {seq} of the RAM tail to offset {offset} of the cache device failed: {error}. Nothing is lost: the tail stays; start again when the device works"
+    )]
     TailWrite {
         /// The record.
         seq: Seq,
@@ -117,7 +119,9 @@ pub enum OpenError {
         error: IoError,
     },
     /// The log and the RAM tail contradict each other.
-    #[error("the log ends at record {head}, the RAM tail at record {tail}. Run wb-check; --accept-loss starts without the tail")]
+    #[error(
+        "the log ends at record {head}, the RAM tail at record {tail}. Run wb-check; --accept-loss starts without the tail"
+    )]
     TailMismatch {
         /// End of the log.
         head: Seq,

@@ -65,7 +65,9 @@ pub(super) async fn replay<E: Env>(
     let name = TailName { cache: meta.superblock.uuid, id: Uuid::from_bytes(anchor.ram_tail_id) };
     let found = match find(env, options, meta, name) {
         Ok(found) => found,
-        Err(error @ (OpenError::Tail(TailError::Store { .. }) | OpenError::TailLost { .. })) if !options.accept_loss => {
+        Err(error @ (OpenError::Tail(TailError::Store { .. }) | OpenError::TailLost { .. }))
+            if !options.accept_loss =>
+        {
             return Err(error);
         }
         Err(error) if options.accept_loss => {
@@ -74,11 +76,8 @@ pub(super) async fn replay<E: Env>(
         }
         Err(error) => return Err(error),
     };
-    let report = TailReport {
-        records: found.records.len() as u64,
-        unsealed: found.sealed_now,
-        unfinished: found.unfinished,
-    };
+    let report =
+        TailReport { records: found.records.len() as u64, unsealed: found.sealed_now, unfinished: found.unfinished };
     write_all(&*options.cache, &meta.superblock, &found).await?;
     if report.records > 0 {
         tracing::info!(

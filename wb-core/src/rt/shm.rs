@@ -48,7 +48,9 @@ impl ShmTails {
         let fd = match self.open_dir() {
             Ok(fd) => fd,
             Err(Errno::ENOENT) => return Ok(None),
-            Err(errno) => return Err(failed(format!("opening the directory {path} of RAM tails failed"), errno, NAME_DIR)),
+            Err(errno) => {
+                return Err(failed(format!("opening the directory {path} of RAM tails failed"), errno, NAME_DIR));
+            }
         };
         let status = fstat(&fd).map_err(|errno| failed(format!("looking at {path} failed"), errno, NAME_DIR))?;
         // Whoever could write there could put other data into the volume.
@@ -85,8 +87,9 @@ impl ShmTails {
         let what = || format!("mapping the RAM tail {} failed", path.display());
         // SAFETY: no pointers. The claim on the cache device keeps others away already; this is a second bolt, and it
         // lives and dies with the descriptor, which the region keeps.
-        Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
-            .map_err(|errno| failed(format!("locking the RAM tail {} failed", path.display()), errno, "Stop who holds it"))?;
+        Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map_err(|errno| {
+            failed(format!("locking the RAM tail {} failed", path.display()), errno, "Stop who holds it")
+        })?;
         let len = NonZeroUsize::new(bytes).ok_or_else(|| failed(what(), Errno::EINVAL, NAME_DIR))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping touches no memory that anybody has.
@@ -121,7 +124,9 @@ impl TailStore for ShmTails {
         };
         match filesystem {
             Ok(filesystem) if IN_MEMORY.contains(&filesystem.f_type) => {}
-            Ok(_) => tracing::warn!("{} is not in memory: every write to the volume may wait for it", self.dir.display()),
+            Ok(_) => {
+                tracing::warn!("{} is not in memory: every write to the volume may wait for it", self.dir.display())
+            }
             Err(errno) => return Err(fail("looking at the filesystem of", errno)),
         }
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

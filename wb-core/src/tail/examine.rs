@@ -2,9 +2,7 @@
 
 use super::layout::{DurableCell, TailControl, TailIdentity, TailLayout, UNFINISHED_RANGE_KIND};
 use super::{TailError, TailName};
-use crate::format::{
-    ENTRY_BYTES, Entry, EntryRaw, FIXED_HEADER_BYTES, RecordFlags, RecordHeader, Superblock, crc32c,
-};
+use crate::format::{ENTRY_BYTES, Entry, EntryRaw, FIXED_HEADER_BYTES, RecordFlags, RecordHeader, Superblock, crc32c};
 use crate::io::{Buf, Region};
 use crate::types::*;
 use std::sync::Arc;
@@ -95,7 +93,8 @@ pub fn examine(
     let newest = cells.into_iter().flatten().max_by_key(|cell| cell.seq);
     let DurableCell { seq: durable, chain_crc } = newest.ok_or_else(|| damaged("D is not readable".into()))?;
     found.durable = durable;
-    let mut sealing = Sealing { found: &found, superblock, seal, ignore_unfinished, chain_crc, unsealed: 0, unfinished: 0 };
+    let mut sealing =
+        Sealing { found: &found, superblock, seal, ignore_unfinished, chain_crc, unsealed: 0, unfinished: 0 };
     let mut records = Vec::new();
     for (expected, (seq, buffer)) in (durable.0 + 1..).zip(sealing.beyond_durable()) {
         if seq.0 != expected {

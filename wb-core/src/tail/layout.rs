@@ -126,8 +126,7 @@ impl TailIdentity {
         if (Uuid::from_bytes(raw.uuid), Uuid::from_bytes(raw.id)) != (name.cache, name.id) {
             return Err(damaged("it is that of another cache, or of another instance".into()));
         }
-        let layout =
-            TailLayout { buffers: raw.buffers.get() as usize, buffer_bytes: raw.buffer_bytes.get() as usize };
+        let layout = TailLayout { buffers: raw.buffers.get() as usize, buffer_bytes: raw.buffer_bytes.get() as usize };
         let buffer_max = (1 + RECORD_ENTRIES_MAX) * BLOCK_BYTES;
         let fits = (1..=BUFFERS_MAX).contains(&layout.buffers)
             && layout.buffer_bytes.is_multiple_of(BLOCK_BYTES)

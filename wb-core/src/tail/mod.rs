@@ -70,7 +70,9 @@ pub enum TailError {
         next_step: &'static str,
     },
     /// Of a version that this program does not know.
-    #[error("the RAM tail {name} has version {found}, this program knows version {TAIL_VERSION}: start the program that made it")]
+    #[error(
+        "the RAM tail {name} has version {found}, this program knows version {TAIL_VERSION}: start the program that made it"
+    )]
     Version {
         /// The tail.
         name: TailName,
@@ -118,7 +120,13 @@ pub struct Control {
 
 impl Tail {
     /// A tail in `region`, which is all zeroes: complete, and empty up to `durable`.
-    pub fn create(region: Arc<Region>, layout: TailLayout, identity: &TailIdentity, durable: Seq, chain_crc: u32) -> Tail {
+    pub fn create(
+        region: Arc<Region>,
+        layout: TailLayout,
+        identity: &TailIdentity,
+        durable: Seq,
+        chain_crc: u32,
+    ) -> Tail {
         assert_eq!(region.len(), layout.bytes(), "a region of this layout");
         let tail = Tail::over(region, layout);
         tail.set_durable(durable, chain_crc);
@@ -179,6 +187,8 @@ impl Tail {
 impl Control {
     /// So many entries and payload blocks are reserved. Under the head lock.
     pub(crate) fn set_reserved(&self, entries: usize, payload: usize) {
-        self.region.word(self.offset + TailControl::RESERVED).store(TailControl::reserved(entries, payload), Ordering::Release);
+        self.region
+            .word(self.offset + TailControl::RESERVED)
+            .store(TailControl::reserved(entries, payload), Ordering::Release);
     }
 }
