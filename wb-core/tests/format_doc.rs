@@ -2,6 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 use wb_core::format::*;
+use wb_core::tail::TailHeaderRaw;
 
 /// Name, offset and size of each field, and the struct's size.
 struct Layout {
@@ -54,6 +55,9 @@ fn layouts() -> Vec<Layout> {
             dirty_tail durable reserved
         }),
         layout!(RecordDescRaw { chain_crc epoch_delta entries flags }),
+        layout!(TailHeaderRaw {
+            magic crc version uuid id boot_id epoch epoch_start buffers buffer_bytes created_unix_ns reserved
+        }),
     ]
 }
 

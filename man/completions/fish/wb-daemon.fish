@@ -41,10 +41,11 @@ complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l backing -d '
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l name -d 'Name of the cache; selects a section of the config file, names sockets and the NBD export' -r
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l nbd -d 'Serve NBD here: unix:PATH or HOST:PORT. May be given several times' -r
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l ublk -d 'Serve a block device /dev/ublkbID; without ID any free number. This version refuses it: use NBD' -r
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l tail-dir -d 'Directory of the RAM tail, which keeps acknowledged writes when the daemon dies, on a tmpfs' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l control -d 'Path of the control socket' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l read-only -d 'Refuse writes of clients'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l accept-loss -d 'Start although acknowledged writes of a killed daemon, kept in memory, cannot be found. They are lost. This version keeps none in memory, so that it never needs this'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l accept-loss -d 'Start although the RAM tail of a daemon that died cannot be found. Writes that it acknowledged and did not flush are lost'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l json -d 'Print one JSON document on stdout in place of text for people'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
