@@ -102,7 +102,7 @@ impl<E: Env> Inner<E> {
 
     async fn run_round(self: &Arc<Self>) -> Result<(), ()> {
         let upto = self.commit.round.lock().expect("not poisoned").wanted;
-        let submit = self.head.close_for_flush(upto);
+        let submit = self.head.close_for_flush(upto, self.cache.geometry().fua);
         self.submit(submit);
         let outcome = self
             .commit
@@ -134,7 +134,14 @@ impl<E: Env> Inner<E> {
     }
 
     /// Submits what the head wants written.
+    #[inline]
     pub(super) fn submit(self: &Arc<Self>, submits: Vec<Submit>) {
+        if !submits.is_empty() {
+            self.submit_all(submits);
+        }
+    }
+
+    fn submit_all(self: &Arc<Self>, submits: Vec<Submit>) {
         for submit in submits {
             let this = self.clone();
             self.env.spawn(async move { this.write_out(submit).await });

@@ -1,21 +1,35 @@
 //! Lifetime counters.
 
 use crate::format::Counters;
+use crate::sync::Striped;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// [`Counters`] that several threads count in, each in a part of its own: dereferenced, the calling thread's.
+pub(super) struct CounterCells(Striped<Cells>);
+
+impl std::ops::Deref for CounterCells {
+    type Target = Cells;
+    fn deref(&self) -> &Cells {
+        self.0.mine()
+    }
+}
 
 macro_rules! cells {
     ($($name:ident),*) => {
-        /// [`Counters`] that several threads count in.
+        /// A thread's part of the counters.
         #[derive(Default)]
-        pub(super) struct CounterCells { $(pub $name: AtomicU64),* }
+        pub(super) struct Cells { $(pub $name: AtomicU64),* }
         impl CounterCells {
             /// Goes on from what an anchor says.
             pub fn from_anchor(counters: Counters) -> CounterCells {
-                CounterCells { $($name: AtomicU64::new(counters.$name)),* }
+                let cells = Striped::<Cells>::default();
+                $(count(&cells.mine().$name, counters.$name);)*
+                CounterCells(cells)
             }
             /// The values now.
             pub fn snapshot(&self) -> Counters {
-                Counters { $($name: self.$name.load(Relaxed)),* }
+                let sum = |of: fn(&Cells) -> &AtomicU64| self.0.all().map(|cells| of(cells).load(Relaxed)).sum();
+                Counters { $($name: sum(|cells| &cells.$name)),* }
             }
         }
     };

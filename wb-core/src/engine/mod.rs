@@ -39,7 +39,7 @@ use crate::index::{Index, RangeMap};
 use crate::io::BufPool;
 use crate::log::head::LogHead;
 use crate::service::ServiceError;
-use crate::sync::{StripeLocks, WaitQueue};
+use crate::sync::{StripeLocks, Striped, WaitQueue};
 use crate::types::*;
 use counters::CounterCells;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -91,7 +91,8 @@ pub(crate) struct Inner<E: Env> {
     failed: AtomicBool,
     failure: Mutex<Option<String>>,
     stopping: AtomicBool,
-    operations: AtomicU64,
+    /// Requests under way, counted by each thread where it began them.
+    operations: Striped<AtomicU64>,
     idle: WaitQueue,
     recovery: RecoveryReport,
     /// Where the record buffers lie, if they survive the process.
@@ -99,12 +100,18 @@ pub(crate) struct Inner<E: Env> {
 }
 
 /// Counts a request for its lifetime, so that a stop can wait for all of them.
-struct Operation<'a, E: Env>(&'a Inner<E>);
+struct Operation<'a, E: Env> {
+    inner: &'a Inner<E>,
+    /// Where it was counted.
+    count: &'a AtomicU64,
+}
 
 impl<E: Env> Drop for Operation<'_, E> {
     fn drop(&mut self) {
-        if self.0.operations.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.idle.notify_all();
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        // Sequentially consistent, as `quiesce` is: if it is not seen here, it will see this request gone.
+        if self.inner.stopping.load(Ordering::SeqCst) {
+            self.inner.idle.notify_all();
         }
     }
 }
@@ -112,8 +119,9 @@ impl<E: Env> Drop for Operation<'_, E> {
 impl<E: Env> Inner<E> {
     /// Admits a request unless the service is stopping.
     fn begin(&self) -> Result<Operation<'_, E>, ServiceError> {
-        self.operations.fetch_add(1, Ordering::SeqCst);
-        let operation = Operation(self);
+        let count = self.operations.mine();
+        count.fetch_add(1, Ordering::SeqCst);
+        let operation = Operation { inner: self, count };
         if self.stopping.load(Ordering::SeqCst) { Err(ServiceError::ShuttingDown) } else { Ok(operation) }
     }
 

@@ -46,9 +46,39 @@ impl<E: Env> Inner<E> {
         let last = (offset + len as u64).div_ceil(BLOCK_BYTES_U64);
         let mut buf = self.pool.alloc((last - first) as usize * BLOCK_BYTES).await;
         self.env.yield_point().await;
-        let runs = self.plan(first..last, &mut buf);
-        let buf = self.run_all(runs, buf).await?;
+        let buf = if last - first == 1 {
+            self.read_block(first, buf).await?
+        } else {
+            let runs = self.plan(first..last, &mut buf);
+            self.run_all(runs, buf).await?
+        };
         Ok(ReadData::new(buf, (offset - first * BLOCK_BYTES_U64) as usize, len))
+    }
+
+    /// Reads one block: the way of [`Inner::plan`] and [`Inner::run_all`] without their lists.
+    async fn read_block(self: &Arc<Self>, block: u64, mut buf: Buf) -> Result<Buf, ServiceError> {
+        let location = self.locate(block);
+        let hit = !matches!(location, Location::Miss);
+        count(if hit { &self.counters.read_hits } else { &self.counters.read_misses }, 1);
+        let run = |source| Run { first: block, count: 1, source };
+        let (result, buf) = match location {
+            Location::Slot { entry, pos, pin } if self.whole(block, entry.mask) => {
+                if self.copy_from_memory(pos, &mut buf) {
+                    return Ok(buf);
+                }
+                let read = self.read_slots(block, entry, pos, &[entry.dirty], buf).await;
+                drop(pin);
+                read
+            }
+            Location::Miss => self.read_backing(block, buf).await,
+            Location::Zeroes => {
+                buf.fill(0);
+                return Ok(buf);
+            }
+            Location::Poison => self.read_run(run(Source::Poison), buf).await,
+            Location::Slot { entry, pos, pin } => self.read_run(run(Source::Partial { entry, pos, pin }), buf).await,
+        };
+        result.map(|()| buf)
     }
 
     /// Looks every block up, copies what is in memory and groups the rest into runs.
@@ -86,11 +116,10 @@ impl<E: Env> Inner<E> {
         mask.is_full() || self.block_mask(block).minus(mask).is_empty()
     }
 
-    async fn run_all(self: &Arc<Self>, runs: Vec<Run<'_>>, mut buf: Buf) -> Result<Buf, ServiceError> {
-        if let [run] = &runs[..]
-            && matches!(run.source, Source::Done)
-        {
-            return Ok(buf);
+    async fn run_all(self: &Arc<Self>, mut runs: Vec<Run<'_>>, mut buf: Buf) -> Result<Buf, ServiceError> {
+        if runs.len() == 1 {
+            let (result, buf) = self.read_run(runs.remove(0), buf).await;
+            return result.map(|()| buf);
         }
         let mut parts = Vec::with_capacity(runs.len());
         for run in &runs {

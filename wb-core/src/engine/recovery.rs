@@ -23,11 +23,11 @@ use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
 use crate::log::scan::read_summary;
 use crate::log::{LogScan, ScanError, ScannedSegment, scan};
 use crate::meta::{self, CacheMeta, MetaError};
-use crate::sync::{StripeLocks, WaitQueue};
+use crate::sync::{StripeLocks, Striped, WaitQueue};
 use crate::tail::{Tail, TailError, TailStore};
 use crate::types::*;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 const STRIPES: usize = 1024;
@@ -183,6 +183,12 @@ impl Loading<'_> {
         let pos = LogPos(self.next_pos);
         self.next_pos += u64::from(geometry.segment_blocks());
         self.segments.set_pos(scanned.segment, pos);
+        // Every entry misses the processor's caches twice: all misses of a segment at once take a tenth of the time.
+        for entry in scanned.records.iter().flat_map(|record| &record.entries) {
+            if entry.kind.has_payload() {
+                self.index.prefetch(entry.addr);
+            }
+        }
         for record in &scanned.records {
             let dirty = record.seq >= self.dirty_tail;
             let mut payload = 0;
@@ -273,6 +279,7 @@ impl<E: Env> Engine<E> {
             attach::choose(&meta.volumes, &options.backing, options.force, || env.random_u64(), env.wall_ns())?;
         let index = Index::new(&IndexConfig {
             slots: meta.superblock.geometry.slots(),
+            entries: meta.superblock.geometry.payload_max(),
             widths: AddressWidths::for_volumes([(volume.id, volume.blocks())]),
             shards: options.config.index_shards,
             seed: env.random_u64(),
@@ -545,7 +552,7 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
         stopping: AtomicBool::new(false),
-        operations: AtomicU64::new(0),
+        operations: Striped::default(),
         idle: WaitQueue::new(),
         recovery: parts.recovery,
         tail: parts.own_tail,

@@ -49,7 +49,11 @@ impl SegmentTable {
 
     /// Notes where a segment's first block lies in the log; 0: it is free.
     pub fn set_pos(&self, segment: SegmentNo, pos: LogPos) {
-        self.cells[segment.0 as usize].pos.store(pos.0, Ordering::SeqCst);
+        let cell = &self.cells[segment.0 as usize].pos;
+        // Every reservation comes here, and only the first of a segment changes anything.
+        if cell.load(Ordering::SeqCst) != pos.0 {
+            cell.store(pos.0, Ordering::SeqCst);
+        }
     }
 
     /// Position of a slot. The caller knows that the segment is live: it holds a pin, a shard lock with an index entry

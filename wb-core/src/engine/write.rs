@@ -56,7 +56,12 @@ impl Extent {
         ((from - start) as usize, (to - from) as usize)
     }
     fn is_partial(&self, block: u64) -> bool {
-        self.within(block).1 < BLOCK_BYTES
+        let start = block * BLOCK_BYTES_U64;
+        start < self.offset || start + BLOCK_BYTES_U64 > self.offset + self.len as u64
+    }
+    /// True if no block is partial.
+    fn is_whole(&self) -> bool {
+        (self.offset | self.len as u64).is_multiple_of(BLOCK_BYTES_U64)
     }
 }
 
@@ -89,15 +94,20 @@ impl<E: Env> Inner<E> {
         let whole = Extent { offset, len };
         let mut next = whole.blocks().start;
         let mut last = Seq(0);
+        let mut refused = false;
         while next < whole.blocks().end {
-            self.wait_for_room().await?;
+            if refused || !self.head.seems_to_have_room() {
+                self.wait_for_room().await?;
+            }
             let done = (next * BLOCK_BYTES_U64).saturating_sub(offset);
             let rest = Extent { offset: offset + done, len: len - done as usize };
-            let _locked = self.stripes.acquire(&self.locks_for(&rest)).await;
-            let merged = self.merge_edges(&whole, &rest, payload).await?;
+            let (locks, count) = self.locks_for(&rest);
+            let _locked = self.stripes.acquire(&locks[..count]).await;
+            let merged = if rest.is_whole() { Vec::new() } else { self.merge_edges(&whole, &rest, payload).await? };
             while next < whole.blocks().end {
                 self.env.yield_point().await;
                 let Some(reservation) = self.try_reserve((whole.blocks().end - next) as usize, Class::User)? else {
+                    refused = true;
                     break; // no room after all: wait for it without the locks, and merge anew
                 };
                 last = reservation.record.seq;
@@ -110,19 +120,18 @@ impl<E: Env> Inner<E> {
         Ok(last)
     }
 
-    fn locks_for(&self, extent: &Extent) -> Vec<StripeRequest> {
+    /// All blocks shared, and those at the edges exclusively if only a part of them is written: so many requests.
+    fn locks_for(&self, extent: &Extent) -> ([StripeRequest; 3], usize) {
         let volume = self.served.volume.id;
         let blocks = extent.blocks();
-        let mut requests = vec![StripeRequest { volume, blocks: blocks.clone(), mode: LockMode::Shared }];
-        if self.config.has_bug(PlantedBug::UnlockedMerge) {
-            return requests;
-        }
-        for edge in [blocks.start, blocks.end - 1] {
-            if extent.is_partial(edge) {
-                requests.push(StripeRequest { volume, blocks: edge..edge + 1, mode: LockMode::Exclusive });
-            }
-        }
-        requests
+        let count = if extent.is_whole() { 1 } else { 3 };
+        let edge = |edge: u64| {
+            let alone = extent.is_partial(edge) && !self.config.has_bug(PlantedBug::UnlockedMerge);
+            let blocks = if alone { edge..edge + 1 } else { edge..edge };
+            StripeRequest { volume, blocks, mode: LockMode::Exclusive }
+        };
+        let edges = (edge(blocks.start), edge(blocks.end - 1));
+        ([StripeRequest { volume, blocks, mode: LockMode::Shared }, edges.0, edges.1], count)
     }
 
     /// Merges the first and last block of `rest` if only a part of them is written.
@@ -188,7 +197,7 @@ impl<E: Env> Inner<E> {
     pub(super) fn reserved(&self, reservation: &Reservation) {
         let record = &reservation.record;
         self.segments.set_pos(record.segment, LogPos(record.pos.0 - u64::from(record.offset_blocks)));
-        if record.offset_blocks == 0 {
+        if record.offset_blocks == 0 && reservation.first_entry == 0 {
             self.writeback.event.notify_all(); // a new segment: the watermarks may have been crossed
         }
     }
@@ -290,9 +299,14 @@ impl<E: Env> Inner<E> {
         self.commit_to(self.head.newest()).await
     }
 
+    /// True if no request is under way, once no more are admitted: then none that was counted as ended comes back.
+    fn is_idle(&self) -> bool {
+        self.operations.all().all(|count| count.load(Ordering::SeqCst) == 0)
+    }
+
     /// Stops admitting requests and waits until those under way are done.
     pub(super) async fn quiesce(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.idle.wait_until(|| (self.operations.load(Ordering::SeqCst) == 0).then_some(())).await;
+        self.idle.wait_until(|| self.is_idle().then_some(())).await;
     }
 }

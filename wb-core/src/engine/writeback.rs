@@ -181,7 +181,7 @@ impl<E: Env> Inner<E> {
         if has_dirty && dirty_tail.0 <= state.drain_to.load(Ordering::SeqCst) {
             return Some(Work::Window);
         }
-        let dirty = self.head.segments_from(dirty_tail, usize::MAX).len() as u64 * 100;
+        let dirty = self.head.count_from(dirty_tail) as u64 * 100;
         let (start, stop) = state.watermarks();
         if dirty >= start * u64::from(usable) {
             state.running.store(true, Ordering::SeqCst);

@@ -107,6 +107,24 @@ impl Geometry {
     pub fn slots(&self) -> u64 {
         u64::from(self.segments) * u64::from(self.segment_blocks())
     }
+    /// Payload blocks that the records of a segment can hold at most: what its blocks and its summary have room for.
+    pub fn segment_payload_max(&self) -> u32 {
+        let (blocks, summary) = (self.record_blocks(), self.summary_blocks() * BLOCK_BYTES as u32);
+        let of_records = |records: u32| {
+            let by_blocks = (blocks - records).min(records * RECORD_ENTRIES_MAX as u32);
+            let descs = super::SUMMARY_HEADER_BYTES + records as usize * size_of::<super::RecordDescRaw>();
+            by_blocks.min((summary as usize).saturating_sub(descs) as u32 / super::ENTRY_BYTES as u32)
+        };
+        (1..blocks).map(of_records).max().unwrap_or(0)
+    }
+    /// Payload blocks that the whole ring can hold at most: the most blocks that an index can have to know.
+    pub fn payload_max(&self) -> u64 {
+        u64::from(self.segments) * u64::from(self.segment_payload_max())
+    }
+    fn segment_shift(&self) -> u32 {
+        // A segment is a power of two of at least one block.
+        self.segment_bytes.trailing_zeros() - BLOCK_BYTES.trailing_zeros()
+    }
     /// Offset of a segment. Panics for a segment that does not exist.
     pub fn segment_offset(&self, segment: SegmentNo) -> ByteOffset {
         assert!(segment.0 < self.segments, "segment {segment} of {}", self.segments);
@@ -129,8 +147,7 @@ impl Geometry {
     /// Segment and block of a slot.
     pub fn slot_parts(&self, slot: Slot) -> (SegmentNo, u32) {
         assert!(slot.0 < self.slots(), "slot within the ring");
-        let blocks = u64::from(self.segment_blocks());
-        (SegmentNo((slot.0 / blocks) as u32), (slot.0 % blocks) as u32)
+        (SegmentNo((slot.0 >> self.segment_shift()) as u32), slot.0 as u32 & (self.segment_blocks() - 1))
     }
     /// Offset of a slot.
     pub fn slot_offset(&self, slot: Slot) -> ByteOffset {

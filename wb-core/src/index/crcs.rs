@@ -1,6 +1,7 @@
 //! The CRC of every slot.
 
 use super::IndexError;
+use crate::io::buf::prefer_huge_pages;
 use crate::types::Slot;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,6 +20,7 @@ impl CrcTable {
         let len = usize::try_from(slots).map_err(|_| error)?;
         let mut crcs = Vec::new();
         crcs.try_reserve_exact(len).map_err(|_| error)?;
+        prefer_huge_pages(crcs.spare_capacity_mut());
         crcs.resize_with(len, || AtomicU32::new(0));
         Ok(CrcTable { crcs })
     }

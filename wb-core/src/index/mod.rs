@@ -122,6 +122,9 @@ impl AddressWidths {
 pub struct IndexConfig {
     /// Slots of the cache, payload or not. Slot numbers are below.
     pub slots: u64,
+    /// Blocks that can be in the cache at once: slots that can hold payload. The table is sized for them. More find
+    /// their place, too, as long as there are no more than slots; slowly, if many.
+    pub entries: u64,
     /// See [`AddressWidths::for_volumes`].
     pub widths: AddressWidths,
     /// Number of separately locked parts wanted; at least four per thread keep them from waiting for each other.
@@ -168,7 +171,8 @@ impl Index {
             return Err(IndexError::SlotCount { slots: config.slots });
         }
         let address_bits = (volume_bits + block_bits).max(1);
-        let geometry = Geometry::new(address_bits, config.slots, config.shards);
+        let entries = config.entries.clamp(1, config.slots);
+        let geometry = Geometry::new(address_bits, config.slots, entries, config.shards);
         let bytes = geometry.table_bytes();
         let mut shards = Vec::new();
         let shard_count = 1usize << geometry.shard_bits();
@@ -284,7 +288,7 @@ impl Index {
         self.update_if(addr, slot, |_| Action::SetClean).is_ok_and(|before| before.is_some())
     }
 
-    /// Starts loading the block's cache line, for a lookup soon. Takes no lock.
+    /// Starts loading the two cache lines in which the block may be, for a use soon. Takes no lock.
     pub fn prefetch(&self, addr: BlockAddr) {
         if let Some((shard, quotient)) = self.locate(addr) {
             shard.prefetch(&self.geometry, quotient);

@@ -16,10 +16,10 @@
 //! | 1 | choice |
 //! | the rest | remainder |
 //!
-//! **Why this fits.** With k = 2^i shards of n buckets of 8 entries, sized for at most 10/11 full, `k n 8 >= 1.1 slots`. Let
-//! s = bits(slots - 1); with two slots or more `slots > 2^(s-1)`. The remainder is below
-//! `2^A / (k n) < 2^A * 8 / (1.1 * 2^(s-1)) < 2^(A-s+4)`. So slot and remainder need at most A + 4 bits for any number of slots,
-//! the entry 10 more: 63 at A = 49.
+//! **Why this fits.** With k = 2^i shards of n buckets of 8 entries, sized for at most 10/11 full, `k n 8 >= 1.1 entries`;
+//! and at least half of the slots can hold payload, `entries >= slots / 2`. Let s = bits(slots - 1); with two slots or more
+//! `slots > 2^(s-1)`. The remainder is below `2^A / (k n) < 2^A * 8 * 2 / (1.1 * 2^(s-1)) < 2^(A-s+5)`. So slot and
+//! remainder need at most A + 5 bits for any number of slots, the entry 10 more: 64 at A = 49.
 
 use crate::types::{SectorMask, Slot};
 
@@ -94,13 +94,13 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A table for `slots` entries with addresses of `address_bits` bits, in about `shards` parts. Panics if the
-    /// address is too wide.
-    pub fn new(address_bits: u32, slots: u64, shards: usize) -> Geometry {
-        assert!((1..=ADDRESS_BITS_MAX).contains(&address_bits) && slots > 0, "checked by the caller");
-        let shards_max = (slots / SHARD_SLOTS_MIN).max(1).min(1 << (address_bits - 1));
+    /// A table for `entries` entries whose slots are below `slots`, with addresses of `address_bits` bits, in about
+    /// `shards` parts. Panics if the address is too wide.
+    pub fn new(address_bits: u32, slots: u64, entries: u64, shards: usize) -> Geometry {
+        assert!((1..=ADDRESS_BITS_MAX).contains(&address_bits) && entries > 0, "checked by the caller");
+        let shards_max = (entries / SHARD_SLOTS_MIN).max(1).min(1 << (address_bits - 1));
         let shard_bits = (shards as u64).clamp(1, 1 << 20).next_power_of_two().min(shards_max).ilog2();
-        let buckets = Divisor::new(buckets_per_shard(slots, shard_bits));
+        let buckets = Divisor::new(buckets_per_shard(entries, shard_bits));
         let slot_bits = bits(slots - 1);
         let (remainder_max, _) = buckets.div_rem((1 << (address_bits - shard_bits)) - 1);
         let used_bits = SLOT_SHIFT + slot_bits + 1 + bits(remainder_max);
@@ -206,10 +206,10 @@ impl Geometry {
     }
 }
 
-/// Buckets of a shard so that 2^`shard_bits` of them hold `slots` entries: 8.8 bytes per slot, and for small shards
+/// Buckets of a shard so that 2^`shard_bits` of them hold `wanted` entries: 8.8 bytes per entry, and for small shards
 /// enough that six standard deviations of the number of entries that fall to one still fill it to 97 % only.
-fn buckets_per_shard(slots: u64, shard_bits: u32) -> u64 {
-    let mean = slots.div_ceil(1 << shard_bits);
+fn buckets_per_shard(wanted: u64, shard_bits: u32) -> u64 {
+    let mean = wanted.div_ceil(1 << shard_bits);
     let spread = if shard_bits == 0 { 0 } else { 6 * (mean.isqrt() + 1) };
     let entries = (mean * 11).div_ceil(10).max(((mean + spread) * 100).div_ceil(97));
     entries.div_ceil(BUCKET_ENTRIES as u64).max(2)
@@ -224,7 +224,7 @@ mod tests {
     fn a_table_takes_at_most_8_8_bytes_per_slot_and_little_more_when_small() {
         for slots in [1 << 18, 1_000_000, 268_435_456, (1 << 28) + 1, 3 << 30] {
             for shards in [1, 4, 16] {
-                let bytes = Geometry::new(49, slots, shards).table_bytes();
+                let bytes = Geometry::new(49, slots, slots, shards).table_bytes();
                 // Rounding up to whole buckets is all that may come on top.
                 assert!(
                     bytes <= slots * 88 / 10 + 128 * shards as u64,
@@ -233,17 +233,17 @@ mod tests {
             }
         }
         for slots in [4096, 10_000, 40_000] {
-            assert!(Geometry::new(49, slots, 64).table_bytes() < slots * 95 / 10);
+            assert!(Geometry::new(49, slots, slots, 64).table_bytes() < slots * 95 / 10);
         }
-        assert!(Geometry::new(49, 1, 64).table_bytes() == 128);
+        assert!(Geometry::new(49, 1, 1, 64).table_bytes() == 128);
     }
 
     #[test]
     fn small_caches_have_few_shards() {
-        assert_eq!(Geometry::new(49, 4095, 64).shard_bits(), 0);
-        assert_eq!(Geometry::new(49, 16_384, 64).shard_bits(), 2);
-        assert_eq!(Geometry::new(49, 1 << 28, 5).shard_bits(), 3);
-        assert_eq!(Geometry::new(1, 1 << 28, 64).shard_bits(), 0);
+        assert_eq!(Geometry::new(49, 4095, 4095, 64).shard_bits(), 0);
+        assert_eq!(Geometry::new(49, 16_384, 16_384, 64).shard_bits(), 2);
+        assert_eq!(Geometry::new(49, 1 << 28, 1 << 28, 5).shard_bits(), 3);
+        assert_eq!(Geometry::new(1, 1 << 28, 1 << 28, 64).shard_bits(), 0);
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
         for exponent in 0..40 {
             for slots in [(1u64 << exponent) - 1, 1 << exponent, (1 << exponent) + 1, 3 << exponent >> 1] {
                 for shards in [1, 8, 1024] {
-                    Geometry::new(ADDRESS_BITS_MAX, slots.max(1), shards); // asserts that an entry has 64 bits
+                    Geometry::new(ADDRESS_BITS_MAX, slots.max(1), slots.max(1), shards); // asserts that an entry has 64 bits
                 }
             }
         }
@@ -274,7 +274,7 @@ mod tests {
             address_bits in 1u32..=ADDRESS_BITS_MAX, slots in prop_oneof![1u64..100, 1u64..1 << 40], shards in 1usize..2000,
             address: u64, slot: u64, mask in 1u8..=255, dirty: bool,
         ) {
-            let geometry = Geometry::new(address_bits, slots, shards);
+            let geometry = Geometry::new(address_bits, slots, slots, shards);
             let address = address & ((1 << address_bits) - 1);
             let entry = Entry { slot: Slot(slot % slots), mask: SectorMask(mask), dirty };
             let (shard, quotient) = geometry.split_shard(address);

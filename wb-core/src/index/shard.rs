@@ -17,6 +17,7 @@
 
 use super::quotient::{BUCKET_ENTRIES, Geometry, Home};
 use super::{Entry, Index, IndexError};
+use crate::io::buf::prefer_huge_pages;
 use crate::sync::lock;
 use crate::types::BlockAddr;
 use std::collections::{BTreeMap, TryReserveError};
@@ -100,6 +101,7 @@ impl Shard {
     pub fn new(geometry: &Geometry) -> Result<Shard, TryReserveError> {
         let mut buckets = Vec::new();
         buckets.try_reserve_exact(geometry.buckets())?;
+        prefer_huge_pages(buckets.spare_capacity_mut());
         buckets.resize_with(geometry.buckets(), Bucket::default);
         let mut search = Vec::new();
         search.try_reserve_exact(SEARCH_NODES_MAX)?;
@@ -116,8 +118,10 @@ impl Shard {
     }
 
     pub fn prefetch(&self, geometry: &Geometry, quotient: u64) {
-        // A load whose result nobody waits for.
-        std::hint::black_box(self.buckets[geometry.home(quotient).bucket].get(0));
+        // Loads whose results nobody waits for.
+        let home = geometry.home(quotient);
+        std::hint::black_box(self.buckets[home.bucket].get(0));
+        std::hint::black_box(self.buckets[geometry.other_bucket(home.bucket, home.key)].get(0));
     }
 
     #[inline]

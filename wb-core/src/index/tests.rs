@@ -13,7 +13,7 @@ pub(super) fn fixed(cases: u32) -> ProptestConfig {
 
 fn index(slots: u64, volume_bits: u32, block_bits: u32, shards: usize, seed: u64) -> Index {
     let widths = AddressWidths { volume_bits, block_bits };
-    Index::new(&IndexConfig { slots, widths, shards, seed, with_crcs: false }).unwrap()
+    Index::new(&IndexConfig { slots, entries: slots, widths, shards, seed, with_crcs: false }).unwrap()
 }
 
 #[derive(Debug, Clone)]
@@ -354,6 +354,7 @@ fn most_entries_are_in_their_home_bucket() {
 fn refusals_name_what_is_wrong() {
     let config = |slots, volume_bits, block_bits| IndexConfig {
         slots,
+        entries: slots,
         widths: AddressWidths { volume_bits, block_bits },
         shards: 1,
         seed: 0,
@@ -381,7 +382,7 @@ fn refusals_name_what_is_wrong() {
 #[test]
 fn memory_that_is_not_there_is_an_error() {
     // 2^53 bytes: more than a process can address.
-    assert!(Shard::new(&Geometry::new(49, 1 << 50, 1)).is_err());
+    assert!(Shard::new(&Geometry::new(49, 1 << 50, 1 << 50, 1)).is_err());
 }
 
 #[test]

@@ -43,8 +43,14 @@ fn put(pages: &mut Pages, offset: u64, bytes: &[u8]) {
 impl MemDisk {
     /// A disk of zeroes.
     pub fn new(size_bytes: u64) -> MemDisk {
-        let geometry =
-            DiskGeometry { size_bytes, sector_bytes: 512, align_bytes: 512, discard: false, read_only: false };
+        let geometry = DiskGeometry {
+            size_bytes,
+            sector_bytes: 512,
+            align_bytes: 512,
+            discard: false,
+            fua: true,
+            read_only: false,
+        };
         MemDisk { geometry, state: Arc::default() }
     }
     /// The same content on a disk of another size.

@@ -60,6 +60,10 @@ pub struct DiskGeometry {
     pub align_bytes: u32,
     /// Whether [`Disk::discard`] does something.
     pub discard: bool,
+    /// A write with `fua` is one command of the device. Where it is not, the kernel makes it a write and a flush, one
+    /// after the other, in a work queue of its own: no command is saved, and measured on a virtio disk it took 3 ms
+    /// where write, then flush took 0.1.
+    pub fua: bool,
     /// Opened read-only.
     pub read_only: bool,
 }

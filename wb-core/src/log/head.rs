@@ -17,6 +17,7 @@ use crate::io::Buf;
 use crate::tail::Tail;
 use crate::types::*;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
@@ -215,8 +216,14 @@ pub struct LogHead {
     tail: Tail,
     /// Written records that may wait for a flush before one is asked for.
     unflushed_max: u64,
+    /// Segments that are not bad.
+    usable_segments: u32,
     wall_unix_ns: Box<dyn Fn() -> u64 + Send + Sync>,
     state: Mutex<HeadState>,
+    /// The open record takes payload: a hint that costs no lock.
+    open_has_room: AtomicBool,
+    /// [`HeadState::durable`]'s position, or an earlier one: what lies before it is not in memory any more.
+    durable_pos: AtomicU64,
 }
 
 /// What the head is built from.
@@ -271,7 +278,10 @@ impl LogHead {
             // One buffer is the open record's, one the reserve; of the others half may wait.
             unflushed_max: (tail.buffers().count() as u64).saturating_sub(2).div_ceil(2).max(1),
             tail,
+            usable_segments: usable,
             wall_unix_ns,
+            open_has_room: AtomicBool::new(false),
+            durable_pos: AtomicU64::new(state.durable.1.0),
             state: Mutex::new(state),
         }
     }
@@ -296,7 +306,20 @@ impl LogHead {
         if open.payload == open.payload_max {
             self.close_open(&mut state, false, false);
         }
+        self.hint(state.open.is_some());
         Ok((reservation, submit))
+    }
+
+    /// Written only when it changes, so that its cache line stays with all threads.
+    fn hint(&self, has_room: bool) {
+        if self.open_has_room.load(Ordering::Relaxed) != has_room {
+            self.open_has_room.store(has_room, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is worth trying to reserve a payload block without waiting. Takes no lock, and may be wrong either way.
+    pub fn seems_to_have_room(&self) -> bool {
+        self.open_has_room.load(Ordering::Relaxed)
     }
 
     /// Whether a payload block could be reserved now: exactly what [`LogHead::reserve_payload`] would find. Others may
@@ -421,7 +444,8 @@ impl LogHead {
         while self.bad.is_bad(segment) {
             segment = self.geometry.next_segment(segment);
         }
-        assert!(state.live.iter().all(|live| live.segment != segment), "a free segment is not live");
+        // The live log is an arc of the ring, so the segment behind its end is its beginning or free.
+        assert!(state.live.front().is_none_or(|oldest| oldest.segment != segment), "a free segment is not live");
         let pos = state.next_pos;
         state.next_pos = LogPos(pos.0 + u64::from(self.geometry.segment_blocks()));
         state.next_segment = self.geometry.next_segment(segment);
@@ -566,13 +590,14 @@ impl LogHead {
     }
 
     /// Closes the open record for a flush of everything up to `wanted`, if that includes it. All of it will be written
-    /// without further ado.
-    pub fn close_for_flush(&self, wanted: Seq) -> Vec<Submit> {
+    /// without further ado. `fua`: the device can write one through, where that saves the flush.
+    pub fn close_for_flush(&self, wanted: Seq, fua: bool) -> Vec<Submit> {
         let mut state = self.lock();
         let mut submit = Vec::new();
         if state.open.as_ref().is_some_and(|open| open.record.seq <= wanted) {
-            let alone = state.open.as_ref().is_some_and(|open| state.durable.0.next() == open.record.seq);
+            let alone = fua && state.open.as_ref().is_some_and(|open| state.durable.0.next() == open.record.seq);
             self.close_open(&mut state, true, alone);
+            self.hint(false);
             self.seal_ready(&mut state, &mut submit);
         }
         submit
@@ -621,6 +646,7 @@ impl LogHead {
         assert_eq!(last.record.seq, durable.0, "in flight is all beyond D without a gap");
         self.tail.set_durable(durable.0, last.chain_crc);
         state.durable = durable;
+        self.durable_pos.store(durable.1.0, Ordering::Release);
         freed
     }
 
@@ -659,7 +685,7 @@ impl LogHead {
     }
     /// Free segments, and all that can ever be free.
     pub fn free_segments(&self) -> (u32, u32) {
-        (self.lock().free_segments, self.geometry.segments - self.bad.count())
+        (self.lock().free_segments, self.usable_segments)
     }
     /// Current epoch and its first record.
     pub fn epoch(&self) -> (Epoch, Seq) {
@@ -683,6 +709,9 @@ impl LogHead {
 
     /// The record in memory that holds this position, if it is not durable yet.
     pub fn record_at(&self, pos: LogPos) -> Option<Arc<Record>> {
+        if pos.0 < self.durable_pos.load(Ordering::Acquire) {
+            return None;
+        }
         let state = self.lock();
         if pos < state.durable.1 {
             return None;
@@ -707,6 +736,11 @@ impl LogHead {
         let state = self.lock();
         let ends_before = |live: &&LiveSegment| live.last_seq.is_some_and(|last| last < seq);
         state.live.iter().skip_while(ends_before).take(count).cloned().collect()
+    }
+    /// How many live segments hold records from `seq` on.
+    pub fn count_from(&self, seq: Seq) -> usize {
+        let state = self.lock();
+        state.live.len() - state.live.partition_point(|live| live.last_seq.is_some_and(|last| last < seq))
     }
     /// The records sealed into the segment that is being filled, if it is this one.
     pub fn records_of_open(&self, segment: SegmentNo) -> Option<Vec<RecordDesc>> {

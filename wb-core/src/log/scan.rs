@@ -16,8 +16,10 @@ use crate::io::{Buf, Disk, IoError};
 use crate::types::*;
 use futures_util::{StreamExt, stream};
 
-/// Reads in flight while summaries are read.
-const QUEUE_DEPTH: usize = 64;
+/// Reads in flight while summaries are read: 2 MiB of buffers, and as many as a fast device can use.
+const QUEUE_DEPTH: usize = 256;
+/// Segments behind the end of the log that are looked at together.
+const BEHIND_STEP: usize = 64;
 /// How many segments without any evidence end the search behind the end of the log. Everything ≤ D was durable, so
 /// evidence for a damaged record lies right behind it; the margin covers damage of this many segments in a row.
 const GAP_SEGMENTS_MAX: usize = 256;
@@ -368,7 +370,7 @@ impl<D: Disk> Walk<'_, D> {
         let Some((first, rest)) = rest.split_first() else { return Ok(behind) };
         behind += self.look_into(*first, 0).await?;
         let mut without = 0;
-        for some in rest.chunks(QUEUE_DEPTH) {
+        for some in rest.chunks(BEHIND_STEP) {
             let this = &*self;
             let found: Vec<Result<bool, ScanError>> = stream::iter(some.iter().copied())
                 .map(|segment| this.begins_with_evidence(segment))

@@ -77,6 +77,7 @@ impl DeviceFile {
             sector_bytes,
             align_bytes: sector_bytes,
             discard: has_discard(&fd),
+            fua: has_fua(&fd, DeviceKind::Block),
             read_only: !writable,
         };
         let file = DeviceFile { fd, kind: DeviceKind::Block, geometry, memory_align: memory };
@@ -113,6 +114,7 @@ impl DeviceFile {
             sector_bytes: 512,
             align_bytes: align.offset.max(512),
             discard: writable && has_holes(&fd),
+            fua: has_fua(&fd, DeviceKind::File),
             read_only: !writable,
         };
         Ok(DeviceFile { fd, kind: DeviceKind::File, geometry, memory_align: align.memory })
@@ -221,6 +223,17 @@ fn has_holes(fd: &OwnedFd) -> bool {
     let known =
         [BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC];
     fstatfs(fd).is_ok_and(|answer| known.contains(&answer.filesystem_type()))
+}
+
+/// Whether the device, or the one below a file, has forced unit access. Unknown (a filesystem over several devices)
+/// counts as no.
+fn has_fua(fd: &OwnedFd, kind: DeviceKind) -> bool {
+    let Ok(stat) = nix::sys::stat::fstat(fd) else { return false };
+    let device = match kind {
+        DeviceKind::Block => stat.st_rdev,
+        DeviceKind::File => stat.st_dev,
+    };
+    super::identity::sys_queue(device, "fua").is_some_and(|value| value == "1")
 }
 
 fn has_discard(fd: &OwnedFd) -> bool {

@@ -160,7 +160,7 @@ impl Disk for SimDisk {
     fn geometry(&self) -> DiskGeometry {
         let state = self.device.lock();
         let DeviceConfig { size_bytes, sector_bytes, align_bytes, discard, .. } = state.config;
-        DiskGeometry { size_bytes, sector_bytes, align_bytes, discard, read_only: self.read_only }
+        DiskGeometry { size_bytes, sector_bytes, align_bytes, discard, fua: true, read_only: self.read_only }
     }
 
     async fn read(&self, offset: u64, mut buf: Buf) -> (Result<(), IoError>, Buf) {

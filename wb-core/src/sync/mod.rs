@@ -15,6 +15,7 @@
 mod lock;
 mod prim;
 mod rw;
+mod striped;
 mod stripes;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ mod wait_queue;
 
 pub use lock::{AsyncLock, AsyncLockGuard};
 pub use rw::LockMode;
+pub use striped::Striped;
 pub use stripes::{StripeAcquire, StripeGuard, StripeLocks, StripeRequest};
 pub use wait_queue::{WaitQueue, WaitUntil};
 
