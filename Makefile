@@ -14,6 +14,9 @@ TARGET  := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 TOOLS   := wb-format wb-daemon wb-check wb-dump wb-bench
 
+# Where `make bench` makes its files.
+BENCH_DIR  ?= /var/tmp
+
 # Seeds of the crash simulator: how many, and the first one. Empty: what the tests choose.
 SEEDS      ?=
 SEED_START ?=
@@ -28,7 +31,7 @@ SIM     := -p wb-core --features sim --cargo-profile sim
 GUESTS  := (package(wb-tests) & binary(/^guest_/))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e guest soak demo install uninstall clean
+.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e guest counts bench soak demo install uninstall clean
 # The steps of `make test` in this order, also with -j.
 .NOTPARALLEL:
 
@@ -42,7 +45,7 @@ setup: ## install what demo and tests need (Debian packages, cargo-nextest)
 build: ## the tools, optimised, in target/release
 	$(CARGO) build --locked --release $(TOOLS:%=-p %)
 
-test: setup fmt-check lint doc man-check unit sim e2e ## everything that CI runs
+test: setup fmt-check lint doc man-check unit sim e2e counts ## everything that CI runs
 
 fmt-check:
 	$(CARGO) fmt --all -- --check
@@ -74,6 +77,14 @@ e2e: ## tests of whole programs
 guest: ## scenarios in QEMU guests with a real kernel: block device, filesystems, crashes, power cuts
 	$(CARGO) build --locked $(APPS) --bins --tests
 	$(NEXTEST) $(APPS) -E '$(GUESTS)'
+
+counts: ## instructions of the hot path against those in wb-bench/hotpath.json: 5 % more is an error
+	$(CARGO) build --locked --release -p wb-bench
+	$(RELEASE)/wb-bench hotpath --counts wb-bench/hotpath.json
+
+bench: ## measure the project's own goals on the device under BENCH_DIR (10 GiB, ten minutes, a quiet machine)
+	$(CARGO) build --locked --release -p wb-bench -p wb-daemon
+	$(RELEASE)/wb-bench suite --dir $(BENCH_DIR)
 
 soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on
 	WB_SEEDS='$(SEEDS)' WB_SEED_START='$(SEED_START)' $(NEXTEST) $(SIM) --profile soak -E 'test(/soak/)'

@@ -9,6 +9,7 @@ ar:binutils
 qemu-io:qemu-utils
 qemu-img:qemu-utils
 fio:fio
+valgrind:valgrind
 nbdinfo:libnbd-bin
 nbdcopy:libnbd-bin
 nbdkit:nbdkit

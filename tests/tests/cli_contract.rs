@@ -29,7 +29,10 @@ const BENCH: Tool = Tool {
     name: "wb-bench",
     usage: 2,
     failed: 1,
-    on_cache: |cache, _| words(&["run", "randread", "--device", cache, "--runtime", "1s"]),
+    on_cache: |cache, _| {
+        let quick = ["--runtime", "100ms", "--ramp-time", "10ms", "--repeat", "1"];
+        words(&[&["run", "randread", "--device", cache], &quick[..]].concat())
+    },
 };
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -434,5 +437,10 @@ contract!(
         unknown_option_touches_nothing,
         wrong_log_filter_is_a_usage_error,
         help_into_a_closed_pipe_is_no_error,
+        missing_file_is_named,
+        directory_is_refused,
+        empty_file_is_refused,
+        tiny_file_is_refused,
+        json_errors_leave_stdout_empty,
     ]
 );

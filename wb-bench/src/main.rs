@@ -1,11 +1,8 @@
 //! wb-bench: measures this cache and its peers.
 
-mod needs;
-mod run;
-
 use std::process::ExitCode;
 use wb_cli::bench_args::BenchArgs;
 
 fn main() -> ExitCode {
-    wb_cli::main_with::<BenchArgs, _>(run::run)
+    wb_cli::main_with::<BenchArgs, _>(wb_bench::run::run)
 }

@@ -24,6 +24,10 @@ pub const EXAMPLES: &[Example] = &[
         does: "Measures random reads of a block device, for a script.",
     },
     Example {
+        command: "wb-bench suite --dir /mnt/ssd",
+        does: "Measures the project's own goals on the device under /mnt/ssd; takes about ten minutes and 10 GiB.",
+    },
+    Example {
         command: "wb-bench --compare bcache,dm-cache",
         does: "Compares this cache with two of its peers, under the same load on the same devices.",
     },
@@ -37,8 +41,9 @@ pub const EXAMPLES: &[Example] = &[
 /// `--compare` puts other caches beside this one: the same devices, the same load, each cache as its own users would set
 /// it up.
 ///
-/// In this version the command line and the checks of what is needed are complete, the measuring is not: both commands
-/// say so and touch nothing.
+/// `suite` measures the project's own goals, a table of ratios, on files that it makes and removes.
+///
+/// In this version `--compare` says what it needs, and touches nothing.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wb-bench", version, max_term_width = 100, after_long_help = help_tail::<Exit>(EXAMPLES))]
 pub struct BenchArgs {
@@ -60,6 +65,58 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Measure one workload
     Run(Box<RunArgs>),
+    /// Measure the project's own goals
+    Suite(SuiteArgs),
+    /// Count the instructions of the hot path
+    Hotpath(HotpathArgs),
+}
+
+/// Options of `wb-bench hotpath`.
+#[derive(Debug, Clone, Args)]
+pub struct HotpathArgs {
+    /// Compare with the counts in this file: more than 5 % above is an error
+    #[arg(long, value_name = "FILE")]
+    pub counts: Option<PathBuf>,
+
+    /// Keep the counts in the file of --counts
+    #[arg(long, requires = "counts")]
+    pub update: bool,
+
+    /// Run one operation, uncounted: what runs under callgrind
+    #[arg(long, value_name = "OPERATION", hide = true, requires = "operations")]
+    pub child: Option<String>,
+
+    /// How often --child runs it
+    #[arg(long, value_name = "N", hide = true)]
+    pub operations: Option<u64>,
+}
+
+/// Options of `wb-bench suite`.
+#[derive(Debug, Clone, Args)]
+pub struct SuiteArgs {
+    /// Directory on the device that is measured; files are made there, and removed
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub dir: PathBuf,
+
+    /// Rows of the table, by number; all if left out
+    #[arg(long, value_name = "ROW", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=13))]
+    pub rows: Vec<u8>,
+
+    /// Bytes of the cache file
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    pub size: ByteSize,
+
+    /// Repetitions, of which the median is shown
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeat: u32,
+
+    /// How long each pass is
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub runtime: TypedDuration,
+
+    /// Folder of wb-daemon; left out, that of wb-bench
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
 }
 
 /// What is compared with.
@@ -176,9 +233,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub numjobs: u32,
 
-    /// Share of reads in mixed loads, in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub rwmixread: u8,
+    /// Threads over which the jobs are spread
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: u32,
+
+    /// Share of reads in percent; left out, 50 for randrw and none for zipf
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rwmixread: Option<u8>,
+
+    /// Serve reads of the cache without checking their checksums
+    #[arg(long, requires = "cache")]
+    pub no_verify_reads: bool,
 
     /// Flush after every N writes; 0: never. `sync` flushes after each
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -244,8 +309,14 @@ pub struct RunPlan {
     pub iodepth: u32,
     /// Jobs side by side.
     pub jobs: u32,
-    /// Share of reads in mixed loads, in percent.
+    /// Threads over which the jobs are spread.
+    pub threads: u32,
+    /// Share of reads of `randrw`, in percent.
     pub read_percent: u8,
+    /// Share of reads of `zipf`, in percent.
+    pub zipf_read_percent: u8,
+    /// Check what is read from the cache.
+    pub verify_reads: bool,
     /// Flush after so many writes.
     pub flush_every: Option<u32>,
     /// Bytes of the working set.
@@ -261,6 +332,37 @@ pub struct RunPlan {
     /// Overwrite without asking.
     pub yes: bool,
 }
+
+/// The table of goals, complete and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SuitePlan {
+    /// Where files are made.
+    pub dir: PathBuf,
+    /// Rows, ascending, each once.
+    pub rows: Vec<u8>,
+    /// Bytes of the cache file.
+    pub size_bytes: u64,
+    /// Repetitions.
+    pub repeat: u32,
+    /// Time of each pass.
+    pub runtime: Duration,
+    /// Folder of wb-daemon.
+    pub programs: Option<PathBuf>,
+}
+
+/// Counting of instructions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HotpathPlan {
+    /// Counts to compare with.
+    pub counts: Option<PathBuf>,
+    /// Write them.
+    pub update: bool,
+    /// Operation and number, below callgrind.
+    pub child: Option<(String, u64)>,
+}
+
+/// Rows of the table of goals.
+pub const SUITE_ROWS: u8 = 13;
 
 /// Where a comparison runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -296,6 +398,10 @@ pub struct ComparePlan {
 pub enum BenchPlan {
     /// Measure one workload.
     Run(Box<RunPlan>),
+    /// Measure the project's own goals.
+    Suite(SuitePlan),
+    /// Count instructions.
+    Hotpath(HotpathPlan),
     /// Compare with peers.
     Compare(ComparePlan),
 }
@@ -314,8 +420,14 @@ impl Tool for BenchArgs {
     fn resolve(self) -> anyhow::Result<BenchPlan> {
         match (self.command, self.compare.compare.is_empty()) {
             (Some(BenchCommand::Run(args)), true) => Ok(BenchPlan::Run(Box::new(args.resolve()?))),
+            (Some(BenchCommand::Suite(args)), true) => Ok(BenchPlan::Suite(args.resolve()?)),
             (None, false) => Ok(BenchPlan::Compare(self.compare.resolve()?)),
-            (Some(_), false) => Err(UsageError::raise("run and --compare exclude each other")),
+            (Some(BenchCommand::Hotpath(args)), true) => Ok(BenchPlan::Hotpath(HotpathPlan {
+                counts: args.counts,
+                update: args.update,
+                child: args.child.zip(args.operations),
+            })),
+            (Some(_), false) => Err(UsageError::raise("a command and --compare exclude each other")),
             (None, true) => Err(UsageError::raise("nothing to measure named"))
                 .next_step("use `wb-bench run WORKLOAD ...` or `wb-bench --compare bcache,dm-cache`"),
         }
@@ -350,7 +462,10 @@ impl RunArgs {
             block_bytes,
             iodepth: self.iodepth,
             jobs: self.numjobs,
-            read_percent: self.rwmixread,
+            threads: self.threads,
+            read_percent: self.rwmixread.unwrap_or(50),
+            zipf_read_percent: self.rwmixread.unwrap_or(0),
+            verify_reads: !self.no_verify_reads,
             flush_every,
             size_bytes: self.size.map(|s| s.0),
             runtime: self.runtime.0,
@@ -358,6 +473,25 @@ impl RunArgs {
             repeat: self.repeat,
             engine: self.engine,
             yes: self.yes,
+        })
+    }
+}
+
+impl SuiteArgs {
+    fn resolve(self) -> anyhow::Result<SuitePlan> {
+        if self.size.0 < 256 << 20 {
+            return Err(UsageError::raise(format!("--size {}: use 256MiB or more", self.size)));
+        }
+        let mut rows = if self.rows.is_empty() { (1..=SUITE_ROWS).collect() } else { self.rows };
+        rows.sort_unstable();
+        rows.dedup();
+        Ok(SuitePlan {
+            dir: self.dir,
+            rows,
+            size_bytes: self.size.0,
+            repeat: self.repeat,
+            runtime: self.runtime.0,
+            programs: self.programs,
         })
     }
 }

@@ -42,6 +42,8 @@ complete -c wb-bench -n "__fish_wb_bench_needs_command" -s y -l yes -d 'Do not a
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -s V -l version -d 'Print version'
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -f -a "run" -d 'Measure one workload'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -f -a "suite" -d 'Measure the project\'s own goals'
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -f -a "hotpath" -d 'Count the instructions of the hot path'
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l cache -d 'Run on the engine in process, with this cache device or file. It is formatted anew' -r -F
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l backing -d 'The backing device or file of --cache. Its content is lost' -r -F
@@ -50,7 +52,8 @@ complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l device -d 'Run
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l bs -d 'Bytes per operation' -r
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l iodepth -d 'Operations in flight, per job' -r
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l numjobs -d 'Jobs side by side' -r
-complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l rwmixread -d 'Share of reads in mixed loads, in percent' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l threads -d 'Threads over which the jobs are spread' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l rwmixread -d 'Share of reads in percent; left out, 50 for randrw and none for zipf' -r
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l fsync -d 'Flush after every N writes; 0: never. `sync` flushes after each' -r
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l size -d 'Bytes of the working set; left out, as much as the target allows' -r
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l runtime -d 'How long to measure' -r
@@ -59,9 +62,30 @@ complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l repeat -d 'Rep
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l engine -d 'What makes the load' -r -f -a "builtin\t'wb-bench itself'
 fio\t'fio, as an outside check'"
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l no-verify-reads -d 'Serve reads of the cache without checking their checksums'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -s y -l yes -d 'Do not ask before data is overwritten'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -l json -d 'Print one JSON document on stdout in place of text for people'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run help" -f -a "run" -d 'Measure one workload'
-complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l dir -d 'Directory on the device that is measured; files are made there, and removed' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l rows -d 'Rows of the table, by number; all if left out' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l size -d 'Bytes of the cache file' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l repeat -d 'Repetitions, of which the median is shown' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l runtime -d 'How long each pass is' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l programs -d 'Folder of wb-daemon; left out, that of wb-bench' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -l json -d 'Print one JSON document on stdout in place of text for people'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand suite" -s h -l help -d 'Print help'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -l counts -d 'Compare with the counts in this file: more than 5 % above is an error' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -l child -d 'Run one operation, uncounted: what runs under callgrind' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -l operations -d 'How often --child runs it' -r
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -l update -d 'Keep the counts in the file of --counts'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -l json -d 'Print one JSON document on stdout in place of text for people'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand hotpath" -s h -l help -d 'Print help'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run suite hotpath help" -f -a "run" -d 'Measure one workload'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run suite hotpath help" -f -a "suite" -d 'Measure the project\'s own goals'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run suite hotpath help" -f -a "hotpath" -d 'Count the instructions of the hot path'
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand help; and not __fish_seen_subcommand_from run suite hotpath help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -64,3 +64,35 @@ pub struct BenchResult {
     /// `iops` of every repetition.
     pub repetitions_iops: Vec<f64>,
 }
+
+/// One row of the table of goals.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SuiteRow {
+    /// Its number.
+    pub row: u8,
+    /// What was measured, by what it was divided.
+    pub measure: String,
+    /// The figure: median of the repetitions.
+    pub value: f64,
+    /// The goal.
+    pub target: f64,
+    /// Whether the figure must not exceed the goal (or else must reach it).
+    pub at_most: bool,
+    /// Whether it does.
+    pub reached: bool,
+    /// The ratio of every repetition.
+    pub repetitions: Vec<f64>,
+    /// What the ratio was made of, medians; for people.
+    pub of: String,
+}
+
+/// `wb-bench suite --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SuiteResult {
+    /// Kernel.
+    pub kernel: String,
+    /// Processor and number of CPUs.
+    pub processor: String,
+    /// The rows, in order; some have several lines.
+    pub rows: Vec<SuiteRow>,
+}
