@@ -2,5 +2,59 @@
 
 fail() {
     echo "FAILED: $*"
+    for log in /tmp/*.log; do
+        [ -e "$log" ] || continue
+        echo "--- $log"
+        tail -n 30 "$log"
+    done
     exit 1
 }
+
+# must_fail TEXT COMMAND...: the command fails, and says TEXT.
+must_fail() {
+    text=$1
+    shift
+    if "$@" > /tmp/must_fail 2>&1; then fail "succeeded: $*"; fi
+    grep -q -e "$text" /tmp/must_fail || fail "$* does not say '$text' but: $(cat /tmp/must_fail)"
+}
+
+# within SECONDS COMMAND...: until the command succeeds.
+within() {
+    seconds=$1 begun=$(date +%s)
+    shift
+    until "$@" 2> /dev/null; do
+        [ $(($(date +%s) - begun)) -le "$seconds" ] || fail "not within $seconds s: $*"
+        sleep 0.1
+    done
+}
+
+# start NAME CACHE BACKING OPTIONS...: a daemon that serves; its process id is then in /tmp/NAME.pid.
+start() {
+    name=$1 cache=$2 backing=$3
+    shift 3
+    : > "/tmp/$name.ready"
+    wb-daemon run --name "$name" --cache "$cache" --backing "$backing" "$@" 2>> "/tmp/$name.log" &
+    echo $! > "/tmp/$name.pid"
+    lines=$(grep -c ' ready: ' "/tmp/$name.log" || true)
+    begun=$(date +%s)
+    until [ "$(grep -c ' ready: ' "/tmp/$name.log")" -gt "$lines" ]; do
+        kill -0 "$(cat "/tmp/$name.pid")" 2> /dev/null || fail "the daemon $name does not start"
+        [ $(($(date +%s) - begun)) -le 60 ] || fail "the daemon $name does not get ready"
+        sleep 0.05
+    done
+}
+
+pid() { cat "/tmp/$1.pid"; }
+
+# gone NAME: its process has ended.
+gone() { ! kill -0 "$(pid "$1")" 2> /dev/null; }
+
+# removed N: nothing is left of a device.
+removed() {
+    for path in "/dev/ublkb$1" "/dev/ublkc$1" "/sys/block/ublkb$1" "/run/writeboost/ublkb$1.env"; do
+        [ ! -e "$path" ] || fail "$path is left"
+    done
+}
+
+# counter NAME KEY: a number from the status.
+counter() { wb-daemon status --json --name "$1" | tr ',{' '\n\n' | sed -n "s/^ *\"$2\": *\([0-9]*\).*/\1/p" | head -n 1; }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -44,6 +44,15 @@ pub enum Request {
         drain: bool,
         /// Past this the daemon stops unclean and exits with 1.
         timeout_ms: Option<u64>,
+        /// Take the block device away from whoever uses it; without, that is a reason to refuse.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Stop cleanly and let another program take over, in the same process and with the same arguments. A block device
+    /// stays; its I/O waits meanwhile. Answered before the change.
+    Upgrade {
+        /// The program; without, what now lies where the daemon's own was started from.
+        program: Option<PathBuf>,
     },
     /// Change a setting.
     Set(Setting),

@@ -34,6 +34,11 @@ pub const EXAMPLES: &[Example] = &[
         command: "wb-daemon detach",
         does: "Drains, stops serving and forgets the backing device, which is complete without the cache then.",
     },
+    Example {
+        command: "wb-daemon run --cache /dev/nvme0n1p3 --backing /dev/sdb --ublk",
+        does: "Serves a block device, /dev/ublkb0 if that is free.",
+    },
+    Example { command: "wb-daemon upgrade", does: "Changes to a newly installed version; /dev/ublkb0 stays mounted." },
     Example { command: "wb-daemon set writeback.start_percent=50", does: "Changes a setting of the running daemon." },
 ];
 
@@ -80,6 +85,12 @@ pub enum DaemonCommand {
     Detach(WaitArgs),
     /// Stop the daemon cleanly; dirty data stays in the cache
     Stop(StopArgs),
+    /// Change to another version of wb-daemon without taking a block device away
+    ///
+    /// Stops the service cleanly, and starts the new program in the same process, with the same arguments. I/O of a
+    /// ublk device waits meanwhile; NBD clients are disconnected. Without --program the file is run that lies now where
+    /// the daemon was started from. Returns when the new one is ready.
+    Upgrade(UpgradeArgs),
     /// Change a setting of the running daemon
     ///
     /// Settings: writeback.start_percent, writeback.stop_percent. A change lasts until the daemon stops; the config file
@@ -106,7 +117,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<ListenAddr>,
 
-    /// Serve a block device /dev/ublkbID; without ID any free number. This version refuses it: use NBD
+    /// Serve a block device /dev/ublkbID; without ID any free number. Needs root and the module ublk_drv of Linux 6.5
+    /// or later
     #[arg(long, value_name = "ID", num_args = 0..=1)]
     pub ublk: Option<Option<u32>>,
 
@@ -166,6 +178,22 @@ pub struct StopArgs {
     /// Stop unclean if it takes longer than this, such as 90s or 5min; the next start recovers
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<TypedDuration>,
+
+    /// Take a ublk device away although it is mounted or open: its users get I/O errors
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Options of `upgrade`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpgradeArgs {
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+
+    /// The wb-daemon to change to
+    #[arg(long, value_name = "PATH")]
+    pub program: Option<PathBuf>,
 }
 
 /// Options of `set`.
@@ -224,7 +252,12 @@ impl Tool for DaemonArgs {
             DaemonCommand::Detach(args) => (args.socket, vec![Request::Detach { wait: !args.no_wait }]),
             DaemonCommand::Stop(args) => {
                 let timeout_ms = args.timeout.map(|t| t.0.as_millis().try_into().unwrap_or(u64::MAX));
-                (args.socket, vec![Request::Stop { drain: args.drain, timeout_ms }])
+                (args.socket, vec![Request::Stop { drain: args.drain, timeout_ms, force: args.force }])
+            }
+            DaemonCommand::Upgrade(args) => {
+                // The daemon has another working directory.
+                let program = args.program.map(|path| std::path::absolute(&path).unwrap_or(path));
+                (args.socket, vec![Request::Upgrade { program }])
             }
             DaemonCommand::Set(args) => (args.socket, args.settings.into_iter().map(Request::Set).collect()),
         };

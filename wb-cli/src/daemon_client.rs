@@ -1,9 +1,10 @@
 //! The subcommands of wb-daemon that talk to a running daemon.
 
 use crate::control::{Client, Reply, Request, WorkProgress};
+use crate::error::NextStep;
 use crate::exit::Exit;
 use crate::harness::Context;
-use crate::json::status::{Status, VolumeStatus};
+use crate::json::status::{State, Status, VolumeStatus};
 use crate::output::{number, table};
 use crate::progress::{Progress, ProgressUnit};
 use crate::units;
@@ -30,6 +31,7 @@ pub fn run(control: &Path, requests: &[Request], ctx: &mut Context) -> anyhow::R
         match reply {
             Reply::Status(status) if ctx.json => ctx.out.json(&status)?,
             Reply::Status(status) => show_status(&status, &mut ctx.out)?,
+            Reply::Done(_) if matches!(request, Request::Upgrade { .. }) => messages.push(wait_for_successor(control)?),
             Reply::Done(message) => messages.push(message),
         }
     }
@@ -44,6 +46,28 @@ pub fn run(control: &Path, requests: &[Request], ctx: &mut Context) -> anyhow::R
         }
     }
     Ok(Exit::Done)
+}
+
+/// After the old program has said that it stops: waits until the new one serves.
+fn wait_for_successor(control: &Path) -> anyhow::Result<String> {
+    const LIMIT: Duration = Duration::from_secs(120);
+    let begun = Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(20));
+        // The old one may still answer, and says then that it is stopping.
+        let reply = Client::connect(control).and_then(|mut client| client.call(&Request::Status, |_| ()));
+        match reply {
+            Ok(Reply::Status(status)) if status.state != State::Stopping => {
+                let pause = units::duration(begun.elapsed());
+                return Ok(format!("wb-daemon {} has taken over after {pause}", status.version));
+            }
+            Err(error) if begun.elapsed() > LIMIT => {
+                return Err(error.context("the old daemon has stopped, and the new one does not answer"))
+                    .next_step("see its log (journalctl), then start it again: it recovers by itself");
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Progress of the daemon's work: a bar on a terminal, a line every ten seconds elsewhere.

@@ -177,7 +177,10 @@ fn clients_ask_for_what_was_typed() {
     let one = ConfigFile::new(ONE);
     assert_eq!(ask(&one, "drain").1, [Request::Drain { wait: true }]);
     assert_eq!(ask(&one, "detach --no-wait").1, [Request::Detach { wait: false }]);
-    assert_eq!(ask(&one, "stop --timeout 90s").1, [Request::Stop { drain: false, timeout_ms: Some(90_000) }]);
+    assert_eq!(
+        ask(&one, "stop --timeout 90s").1,
+        [Request::Stop { drain: false, timeout_ms: Some(90_000), force: false }]
+    );
     let settings = [Setting::WritebackStartPercent(50), Setting::WritebackStopPercent(5)];
     let requests = ask(&one, "set writeback.start_percent=50 writeback.stop_percent=5").1;
     assert_eq!(requests, settings.map(Request::Set));

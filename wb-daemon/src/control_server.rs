@@ -2,7 +2,10 @@
 
 use crate::devices;
 use crate::serve::{Daemon, Ending};
+use crate::ublk;
 use anyhow::Context as _;
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::rc::Rc;
 use tracing::{debug, warn};
 use wb_cli::control::{LINE_BYTES_MAX, Request, Response, Setting, WorkProgress, parse_request, to_line};
@@ -81,27 +84,78 @@ async fn answer(daemon: &Rc<Daemon>, stream: &Stream, request: Request) -> Optio
         Request::Status => Some(Response::Status(Box::new(status(daemon)))),
         Request::Set(setting) => Some(set(daemon, setting)),
         Request::Drain { wait } => drain(daemon, stream, wait, "drained").await,
-        Request::Stop { drain: first, timeout_ms } => {
+        Request::Stop { drain: first, timeout_ms, force } => {
+            if !force && let Some(refusal) = in_use(daemon, "--force takes it away from its users").await {
+                return Some(refusal);
+            }
             if first && let Some(Response::Error { message, next_step }) = drain(daemon, stream, true, "").await {
                 return Some(Response::Error { message, next_step });
             }
-            daemon.end(Ending::Stop, timeout_ms.map(|ms| ms.saturating_mul(1_000_000)));
-            Some(ended(daemon, "stopped cleanly; dirty data stays in the cache").await)
+            daemon.end(Ending::Stop { force }, timeout_ms.map(|ms| ms.saturating_mul(1_000_000)));
+            Some(ended(daemon).await)
         }
         Request::Detach { wait } => {
+            if let Some(refusal) = in_use(daemon, "unmount or close it first").await {
+                return Some(refusal);
+            }
             let drained = drain(daemon, stream, wait, "").await?;
             if let Response::Error { .. } = drained {
                 return Some(drained);
             }
             daemon.end(Ending::Detach, None);
-            Some(ended(daemon, "detached: the backing device holds everything, the cache has forgotten it").await)
+            Some(ended(daemon).await)
         }
+        Request::Upgrade { program } => Some(upgrade(daemon, program).await),
     }
 }
 
-async fn ended(daemon: &Rc<Daemon>, message: &str) -> Response {
+/// The refusal to end while the block device is in use.
+async fn in_use(daemon: &Rc<Daemon>, step: &str) -> Option<Response> {
+    let id = daemon.ublk.get()?;
+    let users = ublk::users_of(id).await;
+    (!users.is_empty()).then(|| Response::Error {
+        message: format!("/dev/ublkb{id} is in use: {}", users.join(", ")),
+        next_step: Some(format!(
+            "unmount or close it; `wb-daemon upgrade` and SIGTERM leave it to the next daemon; {step}"
+        )),
+    })
+}
+
+/// Ends the service and lets another program, of the same arguments, take its place in this process.
+async fn upgrade(daemon: &Rc<Daemon>, program: Option<PathBuf>) -> Response {
+    let refuse = |message: String, step: &str| Response::Error { message, next_step: Some(step.into()) };
+    let program = match program.map_or_else(own_program, Ok) {
+        Ok(program) => program,
+        Err(error) => return refuse(format!("cannot find my own program: {error}"), "name one with --program PATH"),
+    };
+    // A program that does not run here must not end the service.
+    let mut command = std::process::Command::new(&program);
+    command.arg("--version").stdin(Stdio::null());
+    let trial = std::thread::spawn(move || command.output());
+    while !trial.is_finished() {
+        rt::sleep(5_000_000).await;
+    }
+    let step = "nothing was changed; name a wb-daemon that runs here with --program PATH";
+    match trial.join() {
+        Ok(Ok(output)) if output.status.success() && output.stdout.starts_with(b"wb-daemon ") => {}
+        Ok(Err(error)) => return refuse(format!("{} does not run: {error}", program.display()), step),
+        _ => return refuse(format!("{} is no wb-daemon", program.display()), step),
+    }
+    *daemon.successor.borrow_mut() = Some(program);
+    daemon.end(Ending::Upgrade, None);
+    ended(daemon).await
+}
+
+/// The file that this process was started from: as it is called now, if it was replaced meanwhile.
+fn own_program() -> std::io::Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    let name = path.to_string_lossy();
+    Ok(name.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
+}
+
+async fn ended(daemon: &Rc<Daemon>) -> Response {
     match daemon.wait_ended().await {
-        Ok(()) => Response::Done { message: message.into() },
+        Ok(message) => Response::Done { message },
         Err(why) => Response::Error {
             message: format!("the stop was not clean: {why}"),
             next_step: Some("the next start recovers the log; see the daemon's log for the cause".into()),
@@ -167,7 +221,7 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
     let rates = daemon.rates.borrow().now(now_ns, &now.counters);
     let state = match daemon.ending() {
         Some(Ending::Detach) => State::Detaching,
-        Some(Ending::Stop) => State::Stopping,
+        Some(Ending::Stop { .. } | Ending::Upgrade) => State::Stopping,
         None if now.failure.is_some() => State::Degraded,
         None if now.draining => State::Draining,
         None => State::Ready,
@@ -180,7 +234,7 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
         read_only: now.read_only,
         dirty_bytes: now.dirty_bytes,
         cached_bytes: now.cached_bytes,
-        export: daemon.exports.clone(),
+        export: daemon.exports(),
         clients: daemon.server.connections() as u64,
         oldest_dirty_ms: now
             .oldest_dirty_unix_ns

@@ -5,3 +5,4 @@ pub mod devices;
 pub mod nbd;
 pub mod rates;
 pub mod serve;
+pub mod ublk;

@@ -4,18 +4,19 @@ use crate::control_server;
 use crate::devices::{self, Devices};
 use crate::nbd::{Limits, ListenAddress, NbdServer};
 use crate::rates::Rates;
+use crate::ublk::{self, UblkDevice};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{error, info, warn};
-use wb_cli::config::{CacheConfig, ListenAddr, Ublk};
+use wb_cli::config::{self, CacheConfig, ListenAddr};
 use wb_cli::daemon_args::RunPlan;
-use wb_cli::error::NextStep;
-use wb_cli::exit::Exit;
+use wb_cli::exit::{Exit, ExitStatus as _};
 use wb_cli::notify::{Notification, notify};
 use wb_core::engine::{Engine, EngineConfig, OpenOptions, VolumeHandle};
 use wb_core::format::Counters;
@@ -28,10 +29,16 @@ const CLOSE_CONNECTIONS_NS: u64 = 5_000_000_000;
 /// How the service is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Clean stop; dirty data stays in the cache.
-    Stop,
+    /// Clean stop; dirty data stays in the cache. A block device that is in use stays, too, and waits for the next start;
+    /// with `force` it is taken away from its users.
+    Stop {
+        /// Take the block device away.
+        force: bool,
+    },
     /// Clean stop of a drained cache, which forgets its backing device.
     Detach,
+    /// Clean stop, and another program takes the place of this one. The block device stays.
+    Upgrade,
 }
 
 /// A running service, as its main thread sees it.
@@ -42,8 +49,10 @@ pub struct Daemon {
     pub server: NbdServer<VolumeHandle<RtEnv>>,
     /// Its settings.
     pub config: CacheConfig,
-    /// Where it can be reached.
-    pub exports: Vec<String>,
+    /// Number of its block device, if it serves one.
+    pub ublk: Cell<Option<u32>>,
+    /// The program that is to take its place.
+    pub successor: RefCell<Option<PathBuf>>,
     /// When it began.
     pub started_ns: u64,
     /// Lifetime counters at that moment.
@@ -53,7 +62,7 @@ pub struct Daemon {
     /// What it is asked to end with, and the limit of the stop.
     ending: Cell<Option<(Ending, Option<u64>)>>,
     asked: WaitQueue,
-    outcome: RefCell<Option<Result<(), String>>>,
+    outcome: RefCell<Option<Result<String, String>>>,
     ended: WaitQueue,
 }
 
@@ -71,18 +80,21 @@ impl Daemon {
         self.ending.get().map(|(ending, _)| ending)
     }
 
-    /// Waits for the end of the service.
-    pub async fn wait_ended(&self) -> Result<(), String> {
+    /// Where it can be reached.
+    pub fn exports(&self) -> Vec<String> {
+        let name = self.config.export_name();
+        let nbd = addresses(&self.config).into_iter().map(|address| address.uri(name));
+        nbd.chain(self.ublk.get().map(|id| format!("/dev/ublkb{id}"))).collect()
+    }
+
+    /// Waits for the end of the service; how it went, in words.
+    pub async fn wait_ended(&self) -> Result<String, String> {
         self.ended.wait_until(|| self.outcome.borrow().clone()).await
     }
 }
 
 /// Serves until told to stop.
 pub fn run(plan: RunPlan) -> anyhow::Result<Exit> {
-    if plan.cache.ublk != Ublk::Off {
-        return Err(anyhow::anyhow!("this version does not serve ublk devices yet"))
-            .next_step("serve NBD: --nbd unix:PATH or --nbd HOST:PORT");
-    }
     abort_on_panic();
     // Before any thread exists, so that all of them leave these signals to the one that reads them.
     let signals = Signals::new(&[Signal::SIGTERM, Signal::SIGINT]).context("cannot watch for signals")?;
@@ -112,36 +124,97 @@ async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
     let accepting = listen(&daemon, &threads)?;
     let control = control_server::listen(&daemon)?;
     let sampler = rt::spawn(sample(daemon.clone()));
+    // Last: what waits at a device that a killed daemon left is served from here on.
+    let device = start_ublk(&daemon, &threads).await?;
     let status = daemon.engine.status();
     let ready = format!(
         "ready: {} on cache {cache_path}, {} bytes, {}",
         daemon.config.name,
         status.volume.size_bytes,
-        daemon.exports.join(", ")
+        daemon.exports().join(", ")
     );
     info!("{ready}");
     let _ = notify(&Notification::Ready(&ready));
     let (ending, limit_ns) = wait_for_end(&daemon, &signals).await;
     let _ = notify(&Notification::Stopping("making everything durable"));
-    let outcome = finish(&daemon, ending, limit_ns).await;
+    let (outcome, device) = finish(&daemon, device, ending, limit_ns).await;
     *daemon.outcome.borrow_mut() = Some(outcome.clone());
     daemon.ended.notify_all();
     // Clients of the control socket get their answer before the process ends.
     rt::yield_now().await;
     rt::sleep(20_000_000).await;
+    if ending == Ending::Upgrade && outcome.is_ok() {
+        return Err(become_successor(&daemon));
+    }
+    if let Device::Kept = device {
+        // Fetches of the device that stays never end; the kernel takes them back when the process is gone.
+        report(&outcome);
+        std::process::exit(outcome.map_or(Exit::Failed, |_| Exit::Done).code().into());
+    }
     for task in accepting.into_iter().chain([control, sampler]) {
         task.cancel().await;
     }
     threads.stop();
+    report(&outcome);
+    Ok(outcome.map_or(Exit::Failed, |_| Exit::Done))
+}
+
+fn report(outcome: &Result<String, String>) {
     match outcome {
-        Ok(()) => {
-            info!("stopped cleanly; dirty data stays in the cache");
-            Ok(Exit::Done)
-        }
-        Err(why) => {
-            error!("the stop was not clean: {why}; the next start recovers the log");
-            Ok(Exit::Failed)
-        }
+        Ok(how) => info!("{how}"),
+        Err(why) => error!("the stop was not clean: {why}; the next start recovers the log"),
+    }
+}
+
+/// Puts another program into this process. Returns only if that fails.
+fn become_successor(daemon: &Daemon) -> anyhow::Error {
+    use std::os::unix::process::CommandExt;
+    let Some(program) = daemon.successor.borrow().clone() else { return anyhow::anyhow!("no program to change to") };
+    info!("stopped cleanly; {} takes over", program.display());
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new(&program);
+    command.arg0(arguments.next().unwrap_or_else(|| program.clone().into_os_string())).args(arguments);
+    let error = command.exec();
+    anyhow::Error::new(error).context(format!("cannot change to {}; start the daemon again", program.display()))
+}
+
+type Ublk = UblkDevice<VolumeHandle<RtEnv>>;
+
+async fn start_ublk(daemon: &Rc<Daemon>, threads: &Threads) -> anyhow::Result<Option<Ublk>> {
+    let id = match daemon.config.ublk {
+        config::Ublk::Off => return Ok(None),
+        config::Ublk::Any => None,
+        config::Ublk::Id(id) => Some(id),
+    };
+    let request = ublk::Request { id, name: daemon.config.name.clone(), uuid: daemon.engine.status().uuid };
+    let device = UblkDevice::start(daemon.engine.volume(), &request, &threads.remotes()).await?;
+    daemon.ublk.set(Some(device.id()));
+    Ok(Some(device))
+}
+
+/// What became of the block device.
+enum Device {
+    /// Removed, or there was none.
+    Gone,
+    /// It stays for the next daemon.
+    Kept,
+}
+
+/// Removes the block device, or leaves it to the next daemon if somebody uses it.
+async fn dispose(device: Ublk, ending: Ending) -> (Device, String) {
+    let path = format!("/dev/ublkb{}", device.id());
+    let users = match ending {
+        Ending::Upgrade => vec!["another program takes over".into()],
+        Ending::Stop { force: true } => Vec::new(),
+        Ending::Stop { force: false } | Ending::Detach => ublk::users_of(device.id()).await,
+    };
+    if !users.is_empty() {
+        device.park();
+        return (Device::Kept, format!("; {path} stays ({}), its I/O waits for the next start", users.join(", ")));
+    }
+    match device.remove().await {
+        Ok(()) => (Device::Gone, String::new()),
+        Err(error) => (Device::Kept, format!("; {path} could not be removed: {error}")),
     }
 }
 
@@ -187,7 +260,8 @@ fn daemon(config: CacheConfig, engine: Engine<RtEnv>, started_ns: u64) -> anyhow
         engine,
         server,
         config,
-        exports: Vec::new(),
+        ublk: Cell::new(None),
+        successor: RefCell::new(None),
         started_ns,
         started_with,
         rates: RefCell::default(),
@@ -195,16 +269,7 @@ fn daemon(config: CacheConfig, engine: Engine<RtEnv>, started_ns: u64) -> anyhow
         asked: WaitQueue::new(),
         outcome: RefCell::new(None),
         ended: WaitQueue::new(),
-    }
-    .with_exports())
-}
-
-impl Daemon {
-    fn with_exports(mut self) -> Daemon {
-        let name = self.config.export_name().to_owned();
-        self.exports = addresses(&self.config).iter().map(|address| address.uri(&name)).collect();
-        self
-    }
+    })
 }
 
 fn addresses(config: &CacheConfig) -> Vec<ListenAddress> {
@@ -243,7 +308,7 @@ async fn wait_for_end(daemon: &Rc<Daemon>, signals: &Signals) -> (Ending, Option
             Ok(signal) => info!("{signal}: stopping"),
             Err(error) => error!("signals cannot be read: {error}; stopping"),
         }
-        daemon.end(Ending::Stop, daemon.config.stop_timeout.map(|limit| nanoseconds(limit.0)));
+        daemon.end(Ending::Stop { force: false }, daemon.config.stop_timeout.map(|limit| nanoseconds(limit.0)));
         std::future::pending::<()>().await
     };
     let asked = daemon.asked.wait_until(|| daemon.ending.get());
@@ -257,24 +322,45 @@ fn nanoseconds(duration: Duration) -> u64 {
     duration.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
-async fn finish(daemon: &Rc<Daemon>, ending: Ending, limit_ns: Option<u64>) -> Result<(), String> {
+async fn finish(
+    daemon: &Rc<Daemon>,
+    device: Option<Ublk>,
+    ending: Ending,
+    limit_ns: Option<u64>,
+) -> (Result<String, String>, Device) {
     let left = daemon.server.stop(CLOSE_CONNECTIONS_NS).await;
     if left > 0 {
         warn!("requests of {left} connections do not end");
     }
+    let (device, note) = match device {
+        Some(device) => dispose(device, ending).await,
+        None => (Device::Gone, String::new()),
+    };
     let stop = async {
-        match ending {
-            Ending::Stop => daemon.engine.stop().await,
-            Ending::Detach => daemon.engine.detach().await,
+        match (ending, &device) {
+            // Somebody has opened the device since the detach was asked for.
+            (Ending::Detach, Device::Kept) => {
+                daemon.engine.stop().await?;
+                Err(format!("not detached{note}"))
+            }
+            (Ending::Detach, Device::Gone) => {
+                daemon.engine.detach().await?;
+                Ok("detached: the backing device holds everything, the cache has forgotten it".into())
+            }
+            _ => {
+                daemon.engine.stop().await?;
+                Ok(format!("stopped cleanly; dirty data stays in the cache{note}"))
+            }
         }
     };
-    match limit_ns {
+    let outcome = match limit_ns {
         None => stop.await,
         Some(limit_ns) => match rt::timeout(limit_ns, stop).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("it took longer than {} ms", limit_ns / 1_000_000)),
         },
-    }
+    };
+    (outcome, device)
 }
 
 /// The threads that serve connections, each with its own ring.
