@@ -22,7 +22,7 @@ pub fn guest(script: &str) -> Guest {
     for name in PROGRAMS {
         image.program(name).unwrap_or_else(|error| panic!("{error:#}: run `make setup`"));
     }
-    for name in ["wb-format", "wb-daemon", "wb-check", "wb-dump"] {
+    for name in ["wb-format", "wb-daemon", "wb-check", "wb-dump", "wb-busy"] {
         image.program_file(&bin(name)).expect("one of our tools");
     }
     image.file("lib.sh", 0o644, include_str!("../guest/lib.sh"));
@@ -30,4 +30,27 @@ pub fn guest(script: &str) -> Guest {
     guest.modules(&["ublk_drv", "xfs"]);
     guest.limit = Duration::from_secs(170);
     guest
+}
+
+/// A sparse file as a disk.
+pub struct SparseDisk {
+    _dir: tempfile::TempDir,
+    path: std::path::PathBuf,
+}
+
+impl SparseDisk {
+    /// A disk of zeroes.
+    pub fn new(bytes: u64) -> SparseDisk {
+        // Not in /tmp, which may be memory.
+        let parent = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+        let dir = tempfile::Builder::new().prefix("wb-disk-").tempdir_in(parent).expect("a directory");
+        let path = dir.path().join("disk.img");
+        std::fs::File::create(&path).and_then(|file| file.set_len(bytes)).expect("a sparse file");
+        SparseDisk { _dir: dir, path }
+    }
+
+    /// For a guest.
+    pub fn disk(&self) -> Disk {
+        Disk::file(&self.path)
+    }
 }

@@ -7,3 +7,4 @@ pub mod nbd_client;
 pub mod nbd_server;
 pub mod programs;
 pub mod tool;
+pub mod volatile_disk;

@@ -3,7 +3,7 @@
 //! `make test` runs this file; `make guest` all tests in files named `guest_*`.
 
 use std::time::{Duration, Instant};
-use wb_tests::guest::{self, Guest, bare, guest};
+use wb_tests::guest::{self, Guest, SparseDisk, bare, guest};
 
 fn short(script: &str) -> Guest {
     let mut guest = bare(script);
@@ -47,4 +47,47 @@ fn a_guest_that_hangs_is_killed_and_one_can_be_killed_at_any_moment() {
     running.wait_line("begun").expect("it comes that far");
     let outcome = running.kill().expect("it can be killed");
     assert!(!outcome.timed_out && outcome.exit.is_none(), "{}", outcome.console);
+}
+
+/// The life of a block device in short; `guest_ublk` has it at length.
+#[test]
+fn a_block_device_is_made_mounted_upgraded_killed_taken_over_and_removed() {
+    let script = "
+        wb-format /dev/vda > /dev/null
+        start data /dev/vda /dev/vdb --ublk
+        grep -q WRITEBOOST_NAME=data /run/writeboost/ublkb0.env
+        wb-daemon status | grep 'served as /dev/ublkb0'
+        dd if=/dev/urandom of=/tmp/pattern bs=1M count=8 2> /dev/null
+        dd if=/tmp/pattern of=/dev/ublkb0 bs=1M oflag=direct conv=fsync 2> /dev/null
+        dd if=/dev/ublkb0 bs=64k count=128 iflag=direct 2> /dev/null | cmp - /tmp/pattern
+        mkfs.ext4 -q /dev/ublkb0
+        mkdir -p /mnt
+        mount -t ext4 /dev/ublkb0 /mnt
+        cp /tmp/pattern /mnt/a
+        must_fail 'ublkb0 is mounted at /mnt' wb-daemon stop
+        must_fail 'ublkb0 is mounted at /mnt' wb-daemon detach
+        wb-daemon upgrade
+        sync
+        kill -9 $(pid data)
+        cp /mnt/a /mnt/b &
+        copy=$!
+        start data /dev/vda /dev/vdb --ublk
+        wait $copy || fail 'the copy failed while the daemon was dead'
+        umount /mnt
+        mount -t ext4 /dev/ublkb0 /mnt
+        cmp /mnt/a /tmp/pattern && cmp /mnt/b /tmp/pattern
+        umount /mnt
+        sleep 1000 < /dev/ublkb0 &
+        sleep 0.2
+        must_fail 'sleep (process .*) has it open' wb-daemon stop
+        kill $!
+        wb-daemon stop
+        within 5 gone data
+        removed 0
+        wb-check --verify-data /dev/vda
+    ";
+    let (ssd, disk) = (SparseDisk::new(256 << 20), SparseDisk::new(1 << 30));
+    let mut guest = guest(script);
+    guest.disk(ssd.disk()).disk(disk.disk());
+    guest.run().expect("QEMU runs").check().unwrap_or_else(|error| panic!("{error:#}"));
 }

@@ -34,13 +34,14 @@ complete -c wb-daemon -n "__fish_wb_daemon_needs_command" -f -a "status" -d 'Sho
 complete -c wb-daemon -n "__fish_wb_daemon_needs_command" -f -a "drain" -d 'Write all dirty data to the backing device'
 complete -c wb-daemon -n "__fish_wb_daemon_needs_command" -f -a "detach" -d 'Drain, stop serving, and forget the backing device'
 complete -c wb-daemon -n "__fish_wb_daemon_needs_command" -f -a "stop" -d 'Stop the daemon cleanly; dirty data stays in the cache'
+complete -c wb-daemon -n "__fish_wb_daemon_needs_command" -f -a "upgrade" -d 'Change to another version of wb-daemon without taking a block device away'
 complete -c wb-daemon -n "__fish_wb_daemon_needs_command" -f -a "set" -d 'Change a setting of the running daemon'
 complete -c wb-daemon -n "__fish_wb_daemon_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l cache -d 'The cache device or file' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l backing -d 'The backing device or file' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l name -d 'Name of the cache; selects a section of the config file, names sockets and the NBD export' -r
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l nbd -d 'Serve NBD here: unix:PATH or HOST:PORT. May be given several times' -r
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l ublk -d 'Serve a block device /dev/ublkbID; without ID any free number. This version refuses it: use NBD' -r
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l ublk -d 'Serve a block device /dev/ublkbID; without ID any free number. Needs root and the module ublk_drv of Linux 6.5 or later' -r
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l tail-dir -d 'Directory of the RAM tail, which keeps acknowledged writes when the daemon dies, on a tmpfs' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l control -d 'Path of the control socket' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand run" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
@@ -74,19 +75,28 @@ complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -l name -d 'Na
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -l timeout -d 'Stop unclean if it takes longer than this, such as 90s or 5min; the next start recovers' -r
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -l drain -d 'Write all dirty data to the backing device first'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -l force -d 'Take a ublk device away although it is mounted or open: its users get I/O errors'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -l json -d 'Print one JSON document on stdout in place of text for people'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand stop" -s h -l help -d 'Print help'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand upgrade" -l control -d 'Path of the daemon\'s control socket' -r -F
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand upgrade" -l name -d 'Name of the daemon\'s cache' -r
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand upgrade" -l program -d 'The wb-daemon to change to' -r -F
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand upgrade" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand upgrade" -l json -d 'Print one JSON document on stdout in place of text for people'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand upgrade" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand upgrade" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand set" -l control -d 'Path of the daemon\'s control socket' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand set" -l name -d 'Name of the daemon\'s cache' -r
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand set" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand set" -l json -d 'Print one JSON document on stdout in place of text for people'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand set" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
 complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand set" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop set help" -f -a "run" -d 'Attach a backing device to a cache and serve it'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop set help" -f -a "status" -d 'Show state, dirty data, hit ratios, throughput, write-back and errors'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop set help" -f -a "drain" -d 'Write all dirty data to the backing device'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop set help" -f -a "detach" -d 'Drain, stop serving, and forget the backing device'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop set help" -f -a "stop" -d 'Stop the daemon cleanly; dirty data stays in the cache'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop set help" -f -a "set" -d 'Change a setting of the running daemon'
-complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop set help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "run" -d 'Attach a backing device to a cache and serve it'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "status" -d 'Show state, dirty data, hit ratios, throughput, write-back and errors'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "drain" -d 'Write all dirty data to the backing device'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "detach" -d 'Drain, stop serving, and forget the backing device'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "stop" -d 'Stop the daemon cleanly; dirty data stays in the cache'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "upgrade" -d 'Change to another version of wb-daemon without taking a block device away'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "set" -d 'Change a setting of the running daemon'
+complete -c wb-daemon -n "__fish_wb_daemon_using_subcommand help; and not __fish_seen_subcommand_from run status drain detach stop upgrade set help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

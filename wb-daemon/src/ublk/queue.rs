@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use tracing::error;
+use tracing::{error, trace};
 use wb_core::rt::{self, Payload, submit_with};
 use wb_core::service::{BlockService, PayloadSource, SERVICE_CHUNK_BYTES_MAX, ServiceError};
 use wb_core::sync::WaitQueue;
@@ -177,6 +177,8 @@ impl<S: BlockService> Queue<S> {
     /// Bytes done.
     async fn execute(&self, tag: u16, desc: IoDesc) -> Result<i32, ServiceError> {
         let fua = desc.op_flags & IO_F_FUA != 0;
+        let (op, sector, sectors) = (desc.op_flags & 0xff, desc.start_sector, desc.nr_sectors);
+        trace!("request op={op} sector={sector} sectors={sectors} fua={fua}");
         let service = &self.shared.service;
         // A flush has no range; its descriptor says sector -1.
         if desc.op_flags & 0xff == OP_FLUSH {
