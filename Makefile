@@ -9,6 +9,9 @@ DOCDIR  ?= $(PREFIX)/share/doc/writeboost
 BASHDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHDIR  ?= $(PREFIX)/share/zsh/site-functions
 FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+# Below the prefix, where systemd and udev look as well; a package for /usr has them in /usr/lib.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+RULEDIR ?= $(if $(filter /usr,$(PREFIX)),$(PREFIX)/lib/udev/rules.d,/etc/udev/rules.d)
 
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
@@ -96,7 +99,7 @@ demo: setup ## a filesystem on a cache, killed and recovered
 install: ## install under $(DESTDIR)$(PREFIX); run `make build` before, as the user who builds
 	@for tool in $(TOOLS); do test -x $(RELEASE)/$$tool || { echo "$$tool is not built: run 'make build'" >&2; exit 1; }; done
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man8 \
-		$(DESTDIR)$(DOCDIR) $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
+		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(RULEDIR) $(DESTDIR)$(DOCDIR) $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
 	install -m 755 $(TOOLS:%=$(RELEASE)/%) $(DESTDIR)$(BINDIR)
 	install -m 644 man/pages/*.1 $(DESTDIR)$(MANDIR)/man1
 	install -m 644 man/pages/*.5 $(DESTDIR)$(MANDIR)/man5
@@ -104,6 +107,9 @@ install: ## install under $(DESTDIR)$(PREFIX); run `make build` before, as the u
 	install -m 644 man/completions/bash/* $(DESTDIR)$(BASHDIR)
 	install -m 644 man/completions/zsh/* $(DESTDIR)$(ZSHDIR)
 	install -m 644 man/completions/fish/* $(DESTDIR)$(FISHDIR)
+	sed 's|@BINDIR@|$(BINDIR)|' systemd/writeboost@.service > $(DESTDIR)$(UNITDIR)/writeboost@.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/writeboost@.service
+	install -m 644 systemd/60-writeboost.rules $(DESTDIR)$(RULEDIR)
 	install -m 644 docs/writeboost.toml.example LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)
 
 uninstall: ## remove what `make install` installed
@@ -112,6 +118,7 @@ uninstall: ## remove what `make install` installed
 	rm -f $(patsubst man/pages/%,$(DESTDIR)$(MANDIR)/man5/%,$(wildcard man/pages/*.5))
 	rm -f $(patsubst man/pages/%,$(DESTDIR)$(MANDIR)/man8/%,$(wildcard man/pages/*.8))
 	rm -f $(TOOLS:%=$(DESTDIR)$(BASHDIR)/%) $(TOOLS:%=$(DESTDIR)$(ZSHDIR)/_%) $(TOOLS:%=$(DESTDIR)$(FISHDIR)/%.fish)
+	rm -f $(DESTDIR)$(UNITDIR)/writeboost@.service $(DESTDIR)$(RULEDIR)/60-writeboost.rules
 	rm -rf $(DESTDIR)$(DOCDIR)
 
 clean: ## remove everything that was built
