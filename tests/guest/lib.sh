@@ -32,10 +32,11 @@ within() {
 start() {
     name=$1 cache=$2 backing=$3
     shift 3
-    : > "/tmp/$name.ready"
+    # Counted before it starts: its own line is one more.
+    touch "/tmp/$name.log"
+    lines=$(grep -c ' ready: ' "/tmp/$name.log" || true)
     wb-daemon run --name "$name" --cache "$cache" --backing "$backing" "$@" 2>> "/tmp/$name.log" &
     echo $! > "/tmp/$name.pid"
-    lines=$(grep -c ' ready: ' "/tmp/$name.log" || true)
     begun=$(date +%s)
     until [ "$(grep -c ' ready: ' "/tmp/$name.log")" -gt "$lines" ]; do
         kill -0 "$(cat "/tmp/$name.pid")" 2> /dev/null || fail "the daemon $name does not start"
