@@ -13,11 +13,13 @@ use stats::{Cpu, Pass};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 use target::{Io, Target};
 use wb_core::io::{Buf, Slice};
 use wb_core::rt::{self, Config, RuntimeThread};
+use wb_core::sync::WaitQueue;
 
 /// What one pass does.
 #[derive(Debug, Clone)]
@@ -57,6 +59,9 @@ struct Shared {
     load: Load,
     written: AtomicU64,
     begin: Instant,
+    /// Threads besides the first that are done.
+    done: AtomicU32,
+    one_done: WaitQueue,
 }
 
 /// What the operations of one thread share.
@@ -80,16 +85,30 @@ pub fn payload() -> Slice {
 /// Runs a pass. What was written is flushed at its end, and the time of that counts: a pass does not end with data on
 /// its way.
 pub async fn run<T: Target>(target: &T, load: &Load) -> anyhow::Result<Pass> {
-    let shared = Arc::new(Shared { load: load.clone(), written: AtomicU64::new(0), begin: Instant::now() });
+    let shared = Arc::new(Shared {
+        load: load.clone(),
+        written: AtomicU64::new(0),
+        begin: Instant::now(),
+        done: AtomicU32::new(0),
+        one_done: WaitQueue::new(),
+    });
     let cpu = Cpu::now();
     let threads = load.threads.clamp(1, load.jobs);
     let mut others = Vec::new();
     for thread in 1..threads {
         let (target, shared) = (target.clone(), shared.clone());
-        let main = move || async move { run_jobs(&target, &shared, thread, threads).await };
+        let main = move || async move {
+            let pass = run_jobs(&target, &shared, thread, threads).await;
+            shared.done.fetch_add(1, SeqCst);
+            shared.one_done.notify_all();
+            pass
+        };
         others.push(RuntimeThread::start(&format!("load-{thread}"), Config::default(), main)?);
     }
-    let mut pass = run_jobs(target, &shared, 0, threads).await?;
+    let first = run_jobs(target, &shared, 0, threads).await;
+    // Not by joining, which would stop this thread: others may wait for what runs on it.
+    shared.one_done.wait_until(|| (shared.done.load(SeqCst) == threads - 1).then_some(())).await;
+    let mut pass = first?;
     for other in others {
         let other = other.join().map_err(|_| anyhow::anyhow!("a load thread has panicked"))??;
         pass.add(&other)?;
