@@ -23,6 +23,10 @@ losetup:util-linux
 mount:mount
 column:bsdextrautils
 setpriv:util-linux
+make-bcache:bcache-tools
+dmsetup:dmsetup
+nbd-client:nbd-client
+sqlite3:sqlite3
 qemu-system-x86_64:qemu-system-x86
 busybox:busybox-static
 xz:xz-utils

@@ -9,6 +9,7 @@ pub mod env;
 pub mod files;
 pub mod hotpath;
 pub mod load;
+pub mod model_disk;
 pub mod needs;
 pub mod raw;
 pub mod run;

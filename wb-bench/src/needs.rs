@@ -31,7 +31,10 @@ impl fmt::Display for Need {
 pub fn of(plan: &ComparePlan) -> Vec<Need> {
     let mut needs = vec![Need::Program("fio", "fio")];
     match plan.place {
-        Place::Guest => needs.push(Need::Program("qemu-system-x86_64", "qemu-system-x86")),
+        Place::Guest => {
+            needs.extend(GUEST);
+            needs.extend(plan.peers.iter().flat_map(|peer| of_peer(*peer)).filter(|n| matches!(n, Need::Program(..))));
+        }
         Place::Host { .. } => {
             needs.push(Need::Root);
             needs.extend(plan.peers.iter().flat_map(|peer| of_peer(*peer)));
@@ -41,6 +44,18 @@ pub fn of(plan: &ComparePlan) -> Vec<Need> {
     needs.dedup();
     needs
 }
+
+/// What a guest is made of. Its kernel is looked for, and fetched, when it is needed.
+const GUEST: [Need; 8] = [
+    Need::Program("qemu-system-x86_64", "qemu-system-x86"),
+    Need::Program("busybox", "busybox-static"),
+    Need::Program("xz", "xz-utils"),
+    Need::Program("tar", "tar"),
+    Need::Program("setpriv", "util-linux"),
+    Need::Program("nbd-client", "nbd-client"),
+    Need::Program("mkfs.ext4", "e2fsprogs"),
+    Need::Program("sqlite3", "sqlite3"),
+];
 
 fn of_peer(peer: Peer) -> &'static [Need] {
     const DMSETUP: Need = Need::Program("dmsetup", "dmsetup");
@@ -111,6 +126,7 @@ mod tests {
             place: Place::Guest,
             full: false,
             html: None,
+            tuning: wb_cli::bench_args::CompareTuning::default().resolve().expect("defaults"),
         };
         assert!(!of(&plan).contains(&Need::Root));
         plan.place = Place::Host { cache_device: "/dev/a".into(), backing_device: "/dev/b".into(), yes: false };

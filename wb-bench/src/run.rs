@@ -9,7 +9,7 @@ use crate::load::stats::{Pass, median, median_latency};
 use crate::load::target::{Device, NbdServer};
 use crate::load::{self, Load};
 use crate::raw::{RawKind, RawPasses};
-use crate::{compare, hotpath, suite};
+use crate::{compare, hotpath, model_disk, suite};
 use anyhow::{Context as _, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,10 @@ pub fn run(plan: BenchPlan, ctx: &mut Context) -> anyhow::Result<Exit> {
         }
         BenchPlan::Suite(plan) => suite::run(&plan, ctx),
         BenchPlan::Hotpath(plan) => hotpath::run(&plan, ctx),
-        BenchPlan::Compare(plan) => compare::run(&plan),
+        BenchPlan::Compare(plan) => compare::run(&plan, ctx),
+        BenchPlan::ModelDisk(plan) => model_disk::run(&plan, ctx),
+        BenchPlan::Report(plan) => compare::report(&plan, ctx),
+        BenchPlan::CompareAgent => compare::run_agent(),
     }
 }
 

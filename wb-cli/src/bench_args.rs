@@ -1,5 +1,7 @@
 //! Command line of wb-bench.
 
+pub use crate::bench_compare_args::{CompareTuning, ModelDiskPlan, ReportPlan, TuningPlan};
+use crate::bench_compare_args::{ModelDiskArgs, ReportArgs};
 use crate::common::{CommonArgs, Example, help_tail};
 use crate::error::{NextStep, UsageError};
 use crate::exit::Exit;
@@ -31,6 +33,18 @@ pub const EXAMPLES: &[Example] = &[
         command: "wb-bench --compare bcache,dm-cache",
         does: "Compares this cache with two of its peers, under the same load on the same devices.",
     },
+    Example {
+        command: "wb-bench --compare bcache --only burst,fsync-1 --save result.json --html report.html",
+        does: "Compares two workloads only; keeps the result and a report with plots.",
+    },
+    Example {
+        command: "wb-bench --compare dm-writecache --cache-device /dev/sdx --backing-device /dev/sdy",
+        does: "Compares on real devices, whose content is lost, after asking.",
+    },
+    Example {
+        command: "wb-bench model-disk --model hdd --size 2GiB --socket hdd.sock --stats hdd.json",
+        does: "Serves a disk that is as slow as a rotating one, for QEMU and other NBD clients.",
+    },
 ];
 
 /// Measure this cache and its peers
@@ -43,7 +57,8 @@ pub const EXAMPLES: &[Example] = &[
 ///
 /// `suite` measures the project's own goals, a table of ratios, on files that it makes and removes.
 ///
-/// In this version `--compare` says what it needs, and touches nothing.
+/// Without devices a comparison runs in a virtual machine whose SSD and disk are modelled; `report` shows a saved result
+/// again, and `model-disk` serves such a device by itself.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wb-bench", version, max_term_width = 100, after_long_help = help_tail::<Exit>(EXAMPLES))]
 pub struct BenchArgs {
@@ -69,6 +84,13 @@ pub enum BenchCommand {
     Suite(SuiteArgs),
     /// Count the instructions of the hot path
     Hotpath(HotpathArgs),
+    /// Serve a modelled device over NBD, in real time
+    ModelDisk(ModelDiskArgs),
+    /// Show a recorded comparison again
+    Report(ReportArgs),
+    /// The measuring side of a comparison, in the guest
+    #[command(hide = true)]
+    CompareAgent,
 }
 
 /// Options of `wb-bench hotpath`.
@@ -167,6 +189,10 @@ pub struct CompareArgs {
     /// Write a report with plots, one self-contained HTML file
     #[arg(long, value_name = "FILE", requires = "compare")]
     pub html: Option<PathBuf>,
+
+    /// Size and choice of what is run.
+    #[command(flatten)]
+    pub tuning: CompareTuning,
 }
 
 /// Loads, by fio's names.
@@ -365,7 +391,7 @@ pub struct HotpathPlan {
 pub const SUITE_ROWS: u8 = 13;
 
 /// Where a comparison runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Place {
     /// In a virtual machine with modelled devices.
     Guest,
@@ -381,7 +407,7 @@ pub enum Place {
 }
 
 /// A comparison.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ComparePlan {
     /// What to compare with, each once.
     pub peers: Vec<Peer>,
@@ -391,10 +417,12 @@ pub struct ComparePlan {
     pub full: bool,
     /// Report to write.
     pub html: Option<PathBuf>,
+    /// Size and choice of what is run.
+    pub tuning: TuningPlan,
 }
 
 /// What wb-bench is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum BenchPlan {
     /// Measure one workload.
     Run(Box<RunPlan>),
@@ -403,7 +431,13 @@ pub enum BenchPlan {
     /// Count instructions.
     Hotpath(HotpathPlan),
     /// Compare with peers.
-    Compare(ComparePlan),
+    Compare(Box<ComparePlan>),
+    /// Serve a modelled device.
+    ModelDisk(ModelDiskPlan),
+    /// Show a recorded comparison.
+    Report(ReportPlan),
+    /// Measure what the host at the other end of a serial port says.
+    CompareAgent,
 }
 
 impl Tool for BenchArgs {
@@ -421,13 +455,16 @@ impl Tool for BenchArgs {
         match (self.command, self.compare.compare.is_empty()) {
             (Some(BenchCommand::Run(args)), true) => Ok(BenchPlan::Run(Box::new(args.resolve()?))),
             (Some(BenchCommand::Suite(args)), true) => Ok(BenchPlan::Suite(args.resolve()?)),
-            (None, false) => Ok(BenchPlan::Compare(self.compare.resolve()?)),
             (Some(BenchCommand::Hotpath(args)), true) => Ok(BenchPlan::Hotpath(HotpathPlan {
                 counts: args.counts,
                 update: args.update,
                 child: args.child.zip(args.operations),
             })),
-            (Some(_), false) => Err(UsageError::raise("a command and --compare exclude each other")),
+            (None, false) => Ok(BenchPlan::Compare(Box::new(self.compare.resolve()?))),
+            (Some(BenchCommand::ModelDisk(args)), true) => Ok(BenchPlan::ModelDisk(args.resolve()?)),
+            (Some(BenchCommand::Report(args)), true) => Ok(BenchPlan::Report(args.resolve())),
+            (Some(BenchCommand::CompareAgent), true) => Ok(BenchPlan::CompareAgent),
+            (Some(_), false) => Err(UsageError::raise("a subcommand and --compare exclude each other")),
             (None, true) => Err(UsageError::raise("nothing to measure named"))
                 .next_step("use `wb-bench run WORKLOAD ...` or `wb-bench --compare bcache,dm-cache`"),
         }
@@ -508,6 +545,6 @@ impl CompareArgs {
         let mut peers = self.compare;
         peers.sort();
         peers.dedup();
-        Ok(ComparePlan { peers, place, full: self.full, html: self.html })
+        Ok(ComparePlan { peers, place, full: self.full, html: self.html, tuning: self.tuning.resolve()? })
     }
 }

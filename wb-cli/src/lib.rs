@@ -16,6 +16,7 @@
 //! ```
 
 pub mod bench_args;
+pub mod bench_compare_args;
 pub mod check_args;
 pub mod common;
 pub mod config;

@@ -206,6 +206,15 @@ fn bench_needs_exactly_one_target() {
         ("--full", "--compare"),
         ("--compare bcache --cache-device a", "--backing-device"),
         ("--compare bcache --cache-device a --backing-device a", "as cache and as backing"),
+        ("--compare bcache --ssd-size 1MiB", "at least 128MiB"),
+        ("--compare bcache --disk-size 512MiB", "four times"),
+        ("--compare bcache --dilation 0", "--dilation"),
+        ("--compare bcache --cache-device a --backing-device b --dilation 2", "cannot be used with"),
+        ("--only burst", "--compare"),
+        ("model-disk --model hdd --size 1GiB", "--socket"),
+        ("model-disk --model hdd --size 1000 --socket s", "multiple of 4096"),
+        ("model-disk --model hdd --size 1GiB --socket s --sector 4000", "512 or 4096"),
+        ("report", "RESULT"),
     ] {
         let err = usage_error::<BenchArgs>(&config, args);
         assert!(err.contains(part), "{args}: {err}");

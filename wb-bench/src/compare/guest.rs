@@ -1,0 +1,270 @@
+//! Comparisons in a guest: one boot per system and round, so that every system meets a fresh kernel, and one that hangs
+//! takes nothing else along.
+
+use super::agent::{DISK, PORT, SSD};
+use super::collect::{Collector, Models};
+use super::link::{Answer, Job, Lines, Said};
+use super::stop::Stop;
+use super::systems::{self, OURS};
+use crate::model_disk::{ModelServer, Spec};
+use anyhow::{Context as _, anyhow, bail};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use wb_cli::bench_args::TuningPlan;
+use wb_cli::error::NextStep;
+use wb_guest::{Disk, Guest, Image, Kernel};
+
+/// Programs that every guest needs.
+const PROGRAMS: [&str; 3] = ["fio", "mkfs.ext4", "sqlite3"];
+/// Series of the guest's kernel.
+pub const KERNEL: &str = "6.12";
+/// How often a guest is booted that does not come up.
+const BOOTS_MAX: u32 = 3;
+const CPUS: u32 = 2;
+const MEMORY_MIB: u32 = 1536;
+/// How often it is looked whether the run is to be ended.
+const LOOK: Duration = Duration::from_millis(300);
+/// Longest silence of a guest: the longest load and its slack.
+const SILENCE_MAX: Duration = Duration::from_secs(900);
+
+/// Guests of a comparison.
+pub struct Guests {
+    kernel: Kernel,
+    dir: tempfile::TempDir,
+    /// Where our own programs are.
+    programs: PathBuf,
+    tuning: TuningPlan,
+}
+
+enum End {
+    Done,
+    PowerCut,
+}
+
+/// Programs that a system needs in the guest.
+pub fn programs_of(system: &str) -> &'static [(&'static str, &'static str)] {
+    match system {
+        OURS => &[("nbd-client", "nbd-client")],
+        "bcache" => &[("make-bcache", "bcache-tools")],
+        "dm-cache" | "dm-writecache" | "dm-writeboost" => &[("dmsetup", "dmsetup")],
+        _ => &[],
+    }
+}
+
+impl Guests {
+    /// Finds kernel and programs.
+    pub fn new(tuning: TuningPlan) -> anyhow::Result<Guests> {
+        wb_guest::check_programs()?;
+        let kernel = Kernel::find_or_download(KERNEL)?;
+        let own = std::env::current_exe().context("cannot find wb-bench itself")?;
+        let programs = own.parent().context("wb-bench lies in a folder")?.to_path_buf();
+        for name in ["wb-daemon", "wb-format"] {
+            if !programs.join(name).is_file() {
+                let missing = anyhow!("{name} is not beside wb-bench in {}", programs.display());
+                return Err(missing).next_step("build it: make build");
+            }
+        }
+        // Not in /tmp, which may be memory.
+        let dir = tempfile::Builder::new().prefix("wb-compare-").tempdir_in("/var/tmp");
+        Ok(Guests { kernel, dir: dir.context("no folder for a comparison")?, programs, tuning })
+    }
+
+    /// What these guests are, for the result.
+    pub fn facts(&self) -> Vec<(String, String)> {
+        let qemu = super::shell::run("qemu-system-x86_64", &["--version"], Duration::from_secs(20));
+        let qemu = qemu.map(|text| text.lines().next().unwrap_or_default().to_string());
+        vec![
+            ("guest".into(), format!("{CPUS} CPUs, {MEMORY_MIB} MiB, emulated (TCG), kernel {}", self.kernel.release)),
+            ("QEMU".into(), qemu.unwrap_or_else(|why| format!("{why:#}"))),
+            (
+                "SSD of the guest".into(),
+                format!("{} MiB, modelled: {}", self.tuning.ssd_bytes >> 20, self.tuning.ssd_model),
+            ),
+            (
+                "disk of the guest".into(),
+                format!("{} MiB, modelled: {}", self.tuning.disk_bytes >> 20, self.tuning.disk_model),
+            ),
+        ]
+    }
+
+    /// Measures one system in one round.
+    pub fn measure(&self, job: &Job, collector: &mut Collector, stop: &Stop) -> anyhow::Result<()> {
+        let models = self.models()?;
+        match self.boot(job, &models, collector, stop)? {
+            End::Done => Ok(()),
+            End::PowerCut => {
+                // QEMU is gone; what it had written is in the models, as on disks that were not cut off in the middle.
+                let after = Job { recover: true, ..job.clone() };
+                match self.boot(&after, &models, collector, stop)? {
+                    End::Done => Ok(()),
+                    End::PowerCut => bail!("a second power cut was asked for"),
+                }
+            }
+        }
+    }
+
+    fn models(&self) -> anyhow::Result<Models> {
+        let start = |name: &str, model: &str, size_bytes: u64| {
+            ModelServer::start(&Spec {
+                model: model.to_string(),
+                size_bytes,
+                sector_bytes: 512,
+                dilation: 0.0,
+                socket: self.dir.path().join(name),
+                image: None,
+            })
+        };
+        let tuning = &self.tuning;
+        let ssd = start("ssd", &tuning.ssd_model, tuning.ssd_bytes)?;
+        let disk = start("disk", &tuning.disk_model, tuning.disk_bytes)?;
+        Ok(Models { ssd, disk, dilation: tuning.dilation })
+    }
+
+    fn guest(&self, job: &Job, link: &Path) -> anyhow::Result<Guest> {
+        let mut image = Image::new()?;
+        for name in PROGRAMS {
+            image.program(name).next_step("install what comparisons need: make setup")?;
+        }
+        for (name, package) in programs_of(&job.system) {
+            image.program(name).next_step(format!("install the package {package}"))?;
+        }
+        for name in ["wb-bench", "wb-daemon", "wb-format"] {
+            image.program_file(&self.programs.join(name))?;
+        }
+        let script = "echo 0 > /proc/sys/kernel/hung_task_timeout_secs || true\nexec wb-bench compare-agent";
+        let mut guest = Guest::new(self.kernel.clone(), image, script);
+        guest.cpus = CPUS;
+        guest.memory_mib = MEMORY_MIB;
+        // On a busy machine an emulated timer may seem dead to the kernel, which then panics.
+        guest.kernel_arguments = "no_timer_check".into();
+        guest.modules(systems::modules_of(&job.system, job.transport));
+        for (name, node) in [("ssd", SSD), ("disk", DISK)] {
+            // A name of its own, for whoever looks at the guest.
+            let serial = format!("wb-bench-{}", node.trim_start_matches("/dev/"));
+            guest.disk(Disk::nbd(self.dir.path().join(name)).serial(&serial));
+        }
+        let path = link.display().to_string().replace(',', ",,");
+        guest.qemu_arguments.extend(
+            [
+                "-chardev",
+                &format!("socket,id=link,path={path}"),
+                "-device",
+                &format!("virtserialport,chardev=link,name={PORT}"),
+            ]
+            .map(String::from),
+        );
+        Ok(guest)
+    }
+
+    /// Boots, again if a guest ends before it has said anything: then nothing was measured, and nothing is lost.
+    fn boot(&self, job: &Job, models: &Models, collector: &mut Collector, stop: &Stop) -> anyhow::Result<End> {
+        for _ in 1..BOOTS_MAX {
+            let mut greeted = false;
+            match self.boot_once(job, models, collector, stop, &mut greeted) {
+                Err(why) if !greeted && why.downcast_ref::<super::stop::Stopped>().is_none() => {
+                    collector.progress(&format!("{}: boots again, because {why:#}", job.system));
+                }
+                ended => return ended,
+            }
+        }
+        self.boot_once(job, models, collector, stop, &mut false)
+    }
+
+    fn boot_once(
+        &self,
+        job: &Job,
+        models: &Models,
+        collector: &mut Collector,
+        stop: &Stop,
+        greeted: &mut bool,
+    ) -> anyhow::Result<End> {
+        collector.progress(&format!("{}: a guest boots", job.system));
+        let path = self.dir.path().join("link");
+        // Left over from an earlier boot.
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).context("cannot make a socket for the guest")?;
+        listener.set_nonblocking(true)?;
+        let mut guest = self.guest(job, &path)?;
+        guest.limit = stop.left().unwrap_or(Duration::from_secs(24 * 3600)).max(Duration::from_secs(1));
+        let running = guest.start()?;
+        let ended = connect(&listener, stop).and_then(|stream| talk(stream, job, models, collector, stop, greeted));
+        match ended {
+            Ok(End::PowerCut) => drop(running.kill()?),
+            // It powers itself off; killing it does the same, sooner.
+            Ok(End::Done) => drop(running),
+            Err(why) if why.downcast_ref::<super::stop::Stopped>().is_some() => return Err(why),
+            Err(why) => {
+                // What the guest had to say is on its console.
+                let console = running.kill().map(|outcome| outcome.console).unwrap_or_default();
+                let lines: Vec<&str> = console.lines().collect();
+                let tail = lines[lines.len().saturating_sub(25)..].join("\n");
+                return Err(why.context(format!(
+                    "the guest of {} did not do its work; its console ends with:\n{tail}",
+                    job.system
+                )));
+            }
+        }
+        ended
+    }
+}
+
+fn connect(listener: &UnixListener, stop: &Stop) -> anyhow::Result<UnixStream> {
+    let begin = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                stream.set_read_timeout(Some(LOOK))?;
+                return Ok(stream);
+            }
+            Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => (),
+            Err(why) => return Err(why).context("cannot accept QEMU's connection"),
+        }
+        stop.check()?;
+        if begin.elapsed() > Duration::from_secs(60) {
+            bail!("QEMU did not start within a minute");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn talk(
+    stream: UnixStream,
+    job: &Job,
+    models: &Models,
+    collector: &mut Collector,
+    stop: &Stop,
+    greeted: &mut bool,
+) -> anyhow::Result<End> {
+    let mut lines = Lines::new(stream.try_clone()?, stream);
+    let (mut line, mut heard) = (String::new(), Instant::now());
+    loop {
+        stop.check()?;
+        let said = match lines.receive::<Said>(&mut line) {
+            Ok(Some(said)) => said,
+            Ok(None) => bail!("the guest has ended"),
+            Err(why) if timed_out(&why) && heard.elapsed() < SILENCE_MAX => continue,
+            Err(why) => return Err(why),
+        };
+        (heard, *greeted) = (Instant::now(), true);
+        match collector.answer(said, Some(models)) {
+            Ok(answer) => lines.send(&answer)?,
+            Err(Said::Hello) => lines.send(&Answer::Job(Box::new(job.clone())))?,
+            Err(Said::PowerCut) => return Ok(End::PowerCut),
+            Err(Said::Failed(why)) => return Err(anyhow!(why)),
+            Err(_) => {
+                lines.send(&Answer::Ok)?;
+                return Ok(End::Done);
+            }
+        }
+    }
+}
+
+fn timed_out(why: &anyhow::Error) -> bool {
+    let kind = why.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(
+        kind,
+        Some(std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut | std::io::ErrorKind::Interrupted)
+    )
+}
