@@ -16,7 +16,7 @@ use super::tail::{self, Before, OwnTail, TailReport};
 use super::writeback::WritebackState;
 use super::{Engine, Inner, Served};
 use crate::env::{Env, PlantedBug};
-use crate::format::{Anchor, EntryKind, Superblock, Volume};
+use crate::format::{Anchor, BadSegments, EntryKind, Superblock, Volume};
 use crate::index::{AddressWidths, Index, IndexConfig, IndexError, Piece, RangeMap};
 use crate::io::{BufPool, Disk, IoError, PoolClass};
 use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
@@ -464,7 +464,7 @@ async fn settle<E: Env>(
     if options.config.has_bug(PlantedBug::ServeBeforeFlush) && !fresh {
         return Ok(anchor);
     }
-    forget_summary(&*options.cache, &meta.superblock, found).await?;
+    forget_summaries(&*options.cache, &meta.superblock, &meta.bad_segments, found).await?;
     options.cache.flush().await.map_err(OpenError::Flush)?;
     anchor.generation += 1;
     anchor.epoch = start.epoch;
@@ -477,22 +477,38 @@ async fn settle<E: Env>(
     Ok(anchor)
 }
 
-/// Clears the summary of the segment in which the log was cut, if it names records that do not count any more. Durable
-/// before the new epoch is: from the epoch after that on, nothing would tell those records from the ones that take their
-/// place [segment closed, power fails, its summary survives and its last record does not; a new record takes its place;
-/// two starts later the summary counts again and its entries point at other data].
-async fn forget_summary<D: Disk>(cache: &D, superblock: &Superblock, found: &LogScan) -> Result<(), OpenError> {
-    let segment = found.next.0;
-    if found.clean || segment.0 >= superblock.geometry.segments {
+/// Clears summaries that name records which do not count any more: that of the segment in which the log was cut, and
+/// that of the segment behind it, which begins with the record after the cut where the cut is at a segment's end.
+/// Durable before the new epoch is: from the epoch after that on, nothing would tell those records from the ones that
+/// take their place [segment closed, power fails, its summary survives and its last record does not; a new record takes
+/// its place; two starts later the summary counts again and its entries point at other data].
+///
+/// Segments further behind need nothing: their summaries name a predecessor that no new record has as its chain value.
+async fn forget_summaries<D: Disk>(
+    cache: &D,
+    superblock: &Superblock,
+    bad: &BadSegments,
+    found: &LogScan,
+) -> Result<(), OpenError> {
+    let geometry = &superblock.geometry;
+    if found.clean {
         return Ok(());
     }
-    let Ok(summary) = read_summary(cache, superblock, segment).await else { return Ok(()) };
-    if summary.last_seq() <= found.head {
-        return Ok(());
+    let behind = (0..geometry.segments).scan(found.next.0, |at, _| {
+        *at = geometry.next_segment(*at);
+        Some(*at)
+    });
+    let next_good = behind.into_iter().find(|segment| !bad.is_bad(*segment));
+    for segment in [Some(found.next.0), next_good].into_iter().flatten() {
+        let Ok(summary) = read_summary(cache, superblock, segment).await else { continue };
+        if summary.last_seq() <= found.head {
+            continue;
+        }
+        let offset = geometry.summary_offset(segment);
+        let zeroes = vec![0; geometry.summary_blocks() as usize * BLOCK_BYTES];
+        meta::write_at(cache, offset, &zeroes).await.map_err(|error| OpenError::Summary { segment, error })?;
     }
-    let offset = superblock.geometry.summary_offset(segment);
-    let zeroes = vec![0; superblock.geometry.summary_blocks() as usize * BLOCK_BYTES];
-    meta::write_at(cache, offset, &zeroes).await.map_err(|error| OpenError::Summary { segment, error })
+    Ok(())
 }
 
 struct Parts {
