@@ -34,7 +34,7 @@ SIM     := -p wb-core --features sim --cargo-profile sim
 GUESTS  := (package(wb-tests) & binary(/^guest_/))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e guest counts bench soak demo install uninstall clean
+.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e guest counts bench soak fuzz demo install uninstall clean
 # The steps of `make test` in this order, also with -j.
 .NOTPARALLEL:
 
@@ -89,8 +89,11 @@ bench: ## measure the project's own goals on the device under BENCH_DIR (10 GiB,
 	$(CARGO) build --locked --release -p wb-bench -p wb-daemon
 	$(RELEASE)/wb-bench suite --dir $(BENCH_DIR)
 
-soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on
-	WB_SEEDS='$(SEEDS)' WB_SEED_START='$(SEED_START)' $(NEXTEST) $(SIM) --profile soak -E 'test(/soak/)'
+soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on, resumable
+	tests/soak.sh '$(or $(SEEDS),10000)' '$(or $(SEED_START),1000000)'
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (needs a nightly compiler and cargo-fuzz)
+	tests/fuzz.sh '$(or $(FUZZ_SECONDS),60)'
 
 demo: setup ## a filesystem on a cache, killed and recovered
 	$(CARGO) build --locked --release $(TOOLS:%=-p %)

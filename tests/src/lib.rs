@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod guest;
+pub mod fuzz;
 pub mod mem_service;
 pub mod nbd_client;
 pub mod nbd_server;

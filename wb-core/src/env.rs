@@ -64,4 +64,9 @@ pub enum PlantedBug {
     AckBeforePublication,
     /// Recovery from the RAM tail gives no room to slots that were reserved and never filled.
     ForgetUnfinishedSlots,
+    /// A write to the backing device is taken for done as soon as it is submitted, so that the next one of the same
+    /// block may be in flight with it.
+    TwoBackingWrites,
+    /// Recovery leaves summaries that name dropped records.
+    KeepOutdatedSummaries,
 }

@@ -69,7 +69,7 @@ impl Census {
             let entry = highest.entry(header.epoch).or_insert((header.last_seq(), header.durable));
             *entry = (entry.0.max(header.last_seq()), entry.1.max(header.durable));
         }
-        if let Ok(summary) = image.summary(superblock) {
+        if let Ok(summary) = image.current_summary(superblock) {
             let (first, last) = (&summary.records[0], &summary.records[summary.records.len() - 1]);
             self.firsts.push((first.seq, first.epoch, image.segment));
             let change = summary.records.iter().rev().find(|record| record.epoch != last.epoch);

@@ -65,6 +65,8 @@ pub struct Examination {
     pub log: LogView,
     /// Rotten headers under summaries.
     pub headers: Vec<HeaderDamage>,
+    /// Segments whose summary counts though newer records lie there: what was read of the log is not to be trusted.
+    pub outdated: Vec<SegmentNo>,
     /// Closed segments without a valid summary.
     pub summaries: Vec<(SegmentNo, String)>,
     /// Rotten payload.
@@ -117,6 +119,7 @@ pub async fn survey<D: Disk>(disk: &D, progress: &mut impl FnMut(Progress)) -> R
         no_anchor: chosen.impossible,
         log,
         headers: Vec::new(),
+        outdated: Vec::new(),
         summaries: Vec::new(),
         rot: Vec::new(),
         stale_below: None,
@@ -206,6 +209,10 @@ impl Examination {
         let summary = image.summary(&self.superblock);
         if places.from_summary {
             let Ok(summary) = &summary else { return };
+            if image.current_summary(&self.superblock).is_err() {
+                self.outdated.push(image.segment);
+                return;
+            }
             self.compare_headers(image, summary);
         } else if !last && !places.records.iter().any(|record| record.span > 1) {
             let stale = |summary: &SegmentSummary| summary.first_seq() != places.records[0].seq;
@@ -390,6 +397,10 @@ impl Examination {
                 header.segment, header.offset_blocks, damage.problem
             );
             add(Severity::Warning, place, what);
+        }
+        for segment in &self.outdated {
+            let what = "its summary is outdated: it hides newer records that lie there";
+            add(Severity::Error, format!("segment {segment}"), what.into());
         }
         for (segment, problem) in self.summaries.iter().take(FINDINGS_MAX) {
             add(Severity::Note, format!("segment {segment}"), format!("summary {problem}; its headers are complete"));

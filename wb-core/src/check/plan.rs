@@ -16,6 +16,8 @@ pub struct Plan {
     pub bad_segments: bool,
     /// Write both anchors again.
     pub anchors: bool,
+    /// Outdated summaries to clear; everything else is judged again afterwards.
+    pub outdated: usize,
     /// Headers to restore from summaries.
     pub headers: usize,
     /// Lost records to bridge.
@@ -46,6 +48,7 @@ pub fn plan(found: &Examination) -> Plan {
         volumes: meta.volumes.iter().any(Result::is_err) && (found.volumes.is_some() || found.is_unused()),
         bad_segments: meta.bad_segments.iter().flatten().any(Result::is_err) || !found.log.skipped.is_empty(),
         anchors: log && (meta.anchors.iter().any(Result::is_err) || found.rebuilt_anchor.is_some()),
+        outdated: if log { found.outdated.len() } else { 0 },
         headers: if log { found.headers.len() } else { 0 },
         bridged: bridged.filter(|_| log).fold(0u64, |sum, gap| sum.saturating_add(gap.len())),
         drop_clean: log && found.stale_below.is_some(),
@@ -72,6 +75,7 @@ impl Plan {
         add(self.volumes, "write both volume tables again".into());
         add(self.bad_segments, "write the bad-segment bitmap again".into());
         add(self.anchors, "write both anchors again".into());
+        add(self.outdated > 0, format!("clear {} outdated segment summaries, then look again", self.outdated));
         add(self.headers > 0, format!("restore {} record headers from segment summaries", self.headers));
         add(
             self.bridged > 0,

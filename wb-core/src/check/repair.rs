@@ -63,6 +63,14 @@ pub async fn repair<D: Disk>(
     if ram_tail_is_alive(found, options.boot_id) {
         return Err(CheckError::RamTail);
     }
+    let cleared;
+    let found = match clear_outdated(disk, found, backup).await? {
+        true => {
+            cleared = examine(disk, options.check, progress).await?;
+            &cleared
+        }
+        false => found,
+    };
     repair_in_place(disk, found, options, backup).await?;
     let second = examine(disk, options.check, progress).await?;
     let mut before = merge(before, second.report());
@@ -84,6 +92,27 @@ fn merge(mut first: Report, second: Report) -> Report {
         }
     }
     first
+}
+
+/// Zeroes summaries that hide newer records, durably. True if there were any: then the log is another one than was seen.
+async fn clear_outdated<D: Disk>(
+    disk: &D,
+    found: &Examination,
+    backup: &mut impl Backup,
+) -> Result<bool, CheckError> {
+    let geometry = &found.superblock.geometry;
+    for segment in found.outdated.iter().filter(|_| found.no_anchor.is_none()) {
+        for block in geometry.record_blocks()..geometry.segment_blocks() {
+            save(disk, geometry.block_offset(*segment, block), backup).await?;
+        }
+        let zeroes = vec![0; geometry.summary_blocks() as usize * BLOCK_BYTES];
+        write_at(disk, geometry.summary_offset(*segment), &zeroes).await.map_err(CheckError::Cache)?;
+    }
+    if plan(found).outdated == 0 {
+        return Ok(false);
+    }
+    disk.flush().await.map_err(CheckError::Cache)?;
+    Ok(true)
 }
 
 async fn repair_in_place<D: Disk>(

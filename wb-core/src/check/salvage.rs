@@ -163,7 +163,7 @@ impl Walk<'_> {
     }
 
     fn take_segment(&mut self, step: u32, image: &SegmentImage) -> (Option<ScannedSegment>, Option<TornTail>) {
-        let summary = image.summary(self.superblock).ok().filter(|summary| self.summary_allowed(summary));
+        let summary = image.current_summary(self.superblock).ok().filter(|summary| self.summary_allowed(summary));
         if let Some(summary) = summary {
             let first = &summary.records[0];
             let (seq, crc, epoch, start) = (first.seq, summary.previous_crc, first.epoch, summary.first_epoch_start);

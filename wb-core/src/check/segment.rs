@@ -73,6 +73,19 @@ impl SegmentImage {
         (from..superblock.geometry.record_blocks()).filter_map(|block| self.header(superblock, block).ok())
     }
 
+    /// The summary, if it is that of the records which lie there now. In place of a record that it names there may be a
+    /// rotten header, or an older one; a newer one means that the summary is of records that were dropped, or of an
+    /// earlier lap.
+    pub fn current_summary(&self, superblock: &Superblock) -> Result<SegmentSummary, String> {
+        let summary = self.summary(superblock)?;
+        let newer = summary.records.iter().find_map(|record| {
+            let header = self.header(superblock, record.offset_blocks).ok()?;
+            let is_newer = (header.epoch, header.seq) > (record.epoch, record.seq);
+            is_newer.then(|| format!("is outdated: it has record {} where record {} lies", record.seq, header.seq))
+        });
+        newer.map_or(Ok(summary), Err)
+    }
+
     /// The summary, or what is wrong with it.
     pub fn summary(&self, superblock: &Superblock) -> Result<SegmentSummary, String> {
         let geometry = &superblock.geometry;

@@ -6,6 +6,8 @@
 
 mod anchors;
 pub(crate) mod attach;
+#[cfg(any(test, feature = "sim"))]
+mod audit;
 mod commit;
 mod config;
 mod counters;
@@ -27,6 +29,8 @@ mod write;
 mod writeback;
 
 pub use attach::{AttachError, Backing};
+#[cfg(any(test, feature = "sim"))]
+pub use audit::Audit;
 pub use config::EngineConfig;
 pub use recovery::{OpenError, OpenOptions, RecoveryReport};
 pub use service::VolumeHandle;

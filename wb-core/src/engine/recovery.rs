@@ -165,6 +165,8 @@ pub struct RecoveryReport {
 /// The log as it is loaded.
 struct Loading<'a> {
     volume: &'a Volume,
+    /// The volume is not in the table yet: nothing in the log can be for it.
+    fresh: bool,
     superblock: &'a crate::format::Superblock,
     index: &'a Index,
     segments: &'a SegmentTable,
@@ -220,7 +222,7 @@ impl Loading<'_> {
     }
 
     fn check_entry(&self, seq: Seq, entry: &crate::format::Entry) -> Result<(), OpenError> {
-        if entry.addr.volume() != self.volume.id {
+        if self.fresh || entry.addr.volume() != self.volume.id {
             return Err(OpenError::UnknownVolume { seq, volume: entry.addr.volume() });
         }
         let end = entry.addr.block() + entry.blocks;
@@ -288,6 +290,7 @@ impl<E: Env> Engine<E> {
         let segments = SegmentTable::new(meta.superblock.geometry);
         let mut loading = Loading {
             volume: &volume,
+            fresh,
             superblock: &meta.superblock,
             index: &index,
             segments: &segments,
@@ -464,7 +467,9 @@ async fn settle<E: Env>(
     if options.config.has_bug(PlantedBug::ServeBeforeFlush) && !fresh {
         return Ok(anchor);
     }
-    forget_summaries(&*options.cache, &meta.superblock, &meta.bad_segments, found).await?;
+    if !options.config.has_bug(PlantedBug::KeepOutdatedSummaries) {
+        forget_summaries(&*options.cache, &meta.superblock, &meta.bad_segments, found).await?;
+    }
     options.cache.flush().await.map_err(OpenError::Flush)?;
     anchor.generation += 1;
     anchor.epoch = start.epoch;

@@ -464,6 +464,13 @@ impl<E: Env> Inner<E> {
     async fn write_backing(&self, offset: u64, bytes: usize, slices: Vec<Slice>) -> Result<(), IoError> {
         count(&self.counters.backing_writes, 1);
         count(&self.counters.backing_write_bytes, bytes as u64);
+        if self.config.has_bug(PlantedBug::TwoBackingWrites) {
+            let disk = self.served.disk.clone();
+            self.env.spawn(async move {
+                let _ = disk.write(offset, slices, false).await;
+            });
+            return Ok(());
+        }
         self.served.disk.write(offset, slices, false).await
     }
 

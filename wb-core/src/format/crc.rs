@@ -9,7 +9,7 @@ pub fn crc32c(data: &[u8]) -> u32 {
 
 /// CRC-32C of a block with its own CRC field (bytes 8..12) taken as zero, begun with `seed` as eight leading bytes
 /// (seed, then zeroes). User payload can therefore not pose as a block of a cache whose seed it does not know.
-pub(super) fn block_crc(block: &[u8], seed: u32) -> u32 {
+pub(crate) fn block_crc(block: &[u8], seed: u32) -> u32 {
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
     let mut lead = [0u8; 20];
     lead[..4].copy_from_slice(&seed.to_le_bytes());

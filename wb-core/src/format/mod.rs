@@ -14,6 +14,8 @@ mod volumes;
 
 pub use anchor::{Anchor, AnchorRaw, CleanMark, Counters, PROBES_PER_VOLUME, ProbeSet, ProbeSetRaw};
 pub use badseg::{BAD_SEGMENTS_PER_BLOCK, BadSegmentBlock, BadSegments};
+#[cfg(any(test, feature = "sim", feature = "testing"))]
+pub(crate) use crc::block_crc;
 pub use crc::crc32c;
 pub use geometry::{
     Geometry, GeometryError, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,

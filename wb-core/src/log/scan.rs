@@ -270,27 +270,69 @@ impl<D: Disk> Walk<'_, D> {
             .map(|segment| read_summary(disk, superblock, segment))
             .buffered(QUEUE_DEPTH);
         let mut position = 0;
+        // The chain before the last segment, if that one was taken from its summary.
+        let mut before: Option<Chain> = None;
         while let Some(summary) = summaries.next().await {
             let segment = ring[position as usize];
-            let found = match summary {
-                Ok(summary) if self.chain.accept_summary(&summary).is_ok() => {
-                    self.durable = self.durable.max(summary.durable);
-                    self.next = (geometry.next_segment(segment), 0);
-                    let (previous_crc, first_epoch_start) = (summary.previous_crc, summary.first_epoch_start);
-                    let records = records_of_summary(summary);
-                    Some(ScannedSegment { segment, records, from_summary: true, previous_crc, first_epoch_start })
-                }
-                _ => self.walk_headers(segment).await?,
-            };
+            let chain = self.chain.clone();
+            let mut found = self.take_segment(segment, summary.ok()).await?;
+            if found.is_none()
+                && !self.bad.is_bad(segment)
+                && let Some(before) = before.take()
+                && self.retake_by_headers(before).await?
+            {
+                let summary = read_summary(disk, superblock, segment).await;
+                found = self.take_segment(segment, summary.ok()).await?;
+            }
             match found {
-                Some(found) => self.pending.push_back(found),
+                Some(found) => {
+                    before = found.from_summary.then_some(chain);
+                    self.pending.push_back(found);
+                }
                 None if self.bad.is_bad(segment) => {}
                 None => break,
             }
             position += 1;
-            self.release(sink);
+            self.release(sink, 1);
+        }
+        if let Some(before) = before {
+            self.retake_by_headers(before).await?;
         }
         Ok(position)
+    }
+
+    async fn take_segment(
+        &mut self,
+        segment: SegmentNo,
+        summary: Option<SegmentSummary>,
+    ) -> Result<Option<ScannedSegment>, ScanError> {
+        let Some(summary) = summary.filter(|summary| self.chain.accept_summary(summary).is_ok()) else {
+            return self.walk_headers(segment).await;
+        };
+        self.durable = self.durable.max(summary.durable);
+        self.next = (self.superblock.geometry.next_segment(segment), 0);
+        let (previous_crc, first_epoch_start) = (summary.previous_crc, summary.first_epoch_start);
+        let records = records_of_summary(summary);
+        Ok(Some(ScannedSegment { segment, records, from_summary: true, previous_crc, first_epoch_start }))
+    }
+
+    /// Where the walk ends behind a segment that was taken from its summary, its headers must agree: a summary may be
+    /// older than the records [segment closed, power fails, its summary survives and its last record does not, another
+    /// takes its place]. Headers win if one of them is valid there, follows, and is another record. True if they did.
+    async fn retake_by_headers(&mut self, before: Chain) -> Result<bool, ScanError> {
+        let Some(last) = self.pending.back().filter(|last| last.from_summary) else { return Ok(false) };
+        let (segment, old) = (last.segment, last.records.clone());
+        let kept = (std::mem::replace(&mut self.chain, before), self.next, self.reason.clone());
+        let found = self.walk_headers(segment).await?;
+        let other = found.as_ref().is_some_and(|found| {
+            found.records.iter().zip(&old).any(|(new, old)| new.chain_crc != old.chain_crc && new.epoch > old.epoch)
+        });
+        if other {
+            *self.pending.back_mut().expect("just seen") = found.expect("it has records");
+        } else {
+            (self.chain, self.next, self.reason) = kept;
+        }
+        Ok(other)
     }
 
     /// Walks the headers of a segment from its first block.
@@ -340,9 +382,9 @@ impl<D: Disk> Walk<'_, D> {
         Ok(header)
     }
 
-    /// Hands over what is known to be ≤ D.
-    fn release(&mut self, sink: &mut impl FnMut(ScannedSegment)) {
-        while self.pending.front().is_some_and(|first| last_seq(first) <= self.durable) {
+    /// Hands over what is known to be ≤ D, save the last `keep` segments.
+    fn release(&mut self, sink: &mut impl FnMut(ScannedSegment), keep: usize) {
+        while self.pending.len() > keep && self.pending.front().is_some_and(|first| last_seq(first) <= self.durable) {
             let segment = self.pending.pop_front().expect("front exists");
             self.count(&segment);
             sink(segment);
@@ -437,7 +479,7 @@ impl<D: Disk> Walk<'_, D> {
         sink: &mut impl FnMut(ScannedSegment),
         behind: u64,
     ) -> Result<Option<TornTail>, ScanError> {
-        self.release(sink);
+        self.release(sink, 0);
         let pending = std::mem::take(&mut self.pending);
         let total: u64 = pending.iter().map(|segment| segment.records.len() as u64).sum();
         let mut kept = 0;

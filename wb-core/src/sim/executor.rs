@@ -8,8 +8,9 @@
 //! of the group are dropped, their timers are gone, nothing they spawn in a destructor ever runs, and device handles
 //! opened by the group answer no more.
 //!
-//! The watchdog turns three kinds of hang into failures with a description: a *stall* (nothing ready, no timer, yet the
-//! awaited thing is not done), a *busy loop* (too many polls at one instant) and a *crawl* (a limit of virtual time).
+//! The watchdog turns these kinds of hang into failures with a description: a *stall* (nothing ready, no timer, yet the
+//! awaited thing is not done), a *busy loop* (too many polls, at one instant or in one run) and a *crawl* (a limit of
+//! virtual time).
 
 use super::env::SimEnv;
 use super::rng::SimRng;
@@ -27,6 +28,8 @@ use std::task::Waker;
 
 /// Polls at one instant that count as a busy loop.
 const POLLS_PER_INSTANT_MAX: u64 = 1_000_000;
+/// Polls that one [`Sim::run_until`] may take: a busy loop that goes over a device lets time advance.
+const POLLS_PER_RUN_MAX: u64 = 400_000;
 /// Virtual time that one [`Sim::run`] may take: one hour.
 const RUN_NS_MAX: u64 = 3_600_000_000_000;
 
@@ -50,6 +53,14 @@ pub enum SimFailure {
         polls: u64,
         /// The task that ran last.
         task: String,
+        /// All tasks.
+        tasks: String,
+    },
+    /// Tasks keep each other and the devices busy, and the awaited thing does not come nearer.
+    #[error("not done after {polls} polls; {tasks}")]
+    TooManyPolls {
+        /// The limit.
+        polls: u64,
         /// All tasks.
         tasks: String,
     },
@@ -392,11 +403,15 @@ impl Sim {
     /// Runs until `done`, or to the breakpoint, which is then cleared.
     pub fn run_until(&self, done: impl Fn() -> bool) -> Result<Stop, SimFailure> {
         let limit_ns = self.core().now_ns().saturating_add(RUN_NS_MAX);
+        let polls_max = self.core().lock().polls + POLLS_PER_RUN_MAX;
         loop {
             if done() {
                 return Ok(Stop::Done);
             }
             let mut state = self.core().lock();
+            if state.polls > polls_max {
+                return Err(SimFailure::TooManyPolls { polls: POLLS_PER_RUN_MAX, tasks: state.describe_tasks() });
+            }
             if state.break_reached() {
                 state.break_at = None;
                 return Ok(Stop::Break);

@@ -6,6 +6,7 @@
 //! volatile   what a power cut leaves                             medium   sparse content
 //! tails      memory that outlives a process
 //! workload   the plan of a run                                   scenario runs a plan against a system under test
+//! offline    damage at rest and offline tools, between two lives
 //! small      every power cut of a short run, every subset of what was not durable
 //! model      the oracle: what a volume may hold                  stamp    contents that say what they are
 //! ```
@@ -18,6 +19,7 @@ mod fault;
 mod handle;
 mod medium;
 pub mod model;
+pub mod offline;
 mod rng;
 pub mod scenario;
 pub mod small;

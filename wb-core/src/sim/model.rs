@@ -56,6 +56,8 @@ enum Value {
     Stamp,
     /// Discarded.
     Any,
+    /// Lost by name: whatever the sector once held, zeroes only if they were among it.
+    Once { zeroes: bool },
 }
 
 /// One version that a sector has or may have.
@@ -107,6 +109,11 @@ impl Version {
     fn matches(&self, seen: Seen, sector: u64) -> bool {
         match self.value {
             Value::Any => true,
+            Value::Once { zeroes } => match seen {
+                Seen::Zeroes => zeroes,
+                Seen::Stamp { version, sector: own } => own == sector && version < self.start,
+                _ => false,
+            },
             Value::Zeroes => seen == Seen::Zeroes,
             Value::Stamp => seen == Seen::Stamp { version: self.start, sector },
         }
@@ -119,6 +126,7 @@ impl fmt::Display for Version {
             Value::Zeroes => write!(f, "zeroes#{}", self.start)?,
             Value::Stamp => write!(f, "v{}", self.start)?,
             Value::Any => write!(f, "discarded#{}", self.start)?,
+            Value::Once { .. } => write!(f, "lost#{}", self.start)?,
         }
         let flags = [(self.durable, "durable"), (self.lost, "dropped by a flush"), (self.base, "before the crash")];
         let mut notes: Vec<String> = flags.iter().filter(|(on, _)| *on).map(|(_, what)| (*what).into()).collect();
@@ -199,6 +207,9 @@ pub struct Model {
     initial: Initial,
     tick: u64,
     sectors: BTreeMap<u64, Vec<Version>>,
+    /// Sectors that were zeroed or discarded at some time.
+    zeroed: BTreeSet<u64>,
+    discarded: BTreeSet<u64>,
     /// Sectors with more than one version, or one that is not durable.
     open: BTreeSet<u64>,
     ops: BTreeMap<u64, Op>,
@@ -218,6 +229,8 @@ impl Model {
             initial,
             tick: 0,
             sectors: BTreeMap::new(),
+            zeroed: BTreeSet::new(),
+            discarded: BTreeSet::new(),
             open: BTreeSet::new(),
             ops: BTreeMap::new(),
             flushed_to: 0,
@@ -279,11 +292,13 @@ impl Model {
 
     /// A write of zeroes is submitted.
     pub fn begin_zeroes(&mut self, sectors: Range<u64>, fua: bool) -> u64 {
+        self.zeroed.extend(sectors.clone());
         self.begin_change(sectors, fua, Value::Zeroes)
     }
 
     /// A discard is submitted.
     pub fn begin_discard(&mut self, sectors: Range<u64>) -> u64 {
+        self.discarded.extend(sectors.clone());
         self.begin_change(sectors, false, Value::Any)
     }
 
@@ -387,7 +402,7 @@ impl Model {
         if matched.is_empty() {
             return Err(violation(sector, seen, tick, versions));
         }
-        if matched.iter().any(|&at| versions[at].value == Value::Any) {
+        if matched.iter().any(|&at| matches!(versions[at].value, Value::Any | Value::Once { .. })) {
             return Ok(());
         }
         let only = if let [only] = matched[..] { Some(versions[only].start) } else { None };
@@ -468,6 +483,28 @@ impl Model {
             }
         }
         self.survey = survey;
+    }
+
+    /// The newest content of these sectors is lost, and was said to be: until they are written again they may hold
+    /// anything that they ever held, and no garbage. Not while an operation on them is under way.
+    pub fn lose(&mut self, sectors: Range<u64>) {
+        let tick = self.next_tick();
+        for sector in sectors {
+            let zeroes = self.initial == Initial::Zeroes || self.zeroed.contains(&sector);
+            let value = if self.discarded.contains(&sector) { Value::Any } else { Value::Once { zeroes } };
+            let lost = Version { end: 0, settled: tick, durable: true, base: true, ..Version::new(tick, value) };
+            self.sectors.insert(sector, vec![lost]);
+            self.open.remove(&sector);
+            self.survey.versions.remove(&sector);
+            self.survey.observed.remove(&sector);
+        }
+    }
+
+    /// As [`Model::lose`], for every sector that was ever written.
+    pub fn lose_all(&mut self) {
+        for sector in self.sectors.keys().copied().collect::<Vec<_>>() {
+            self.lose(sector..sector + 1);
+        }
     }
 
     /// Sectors that a crash left with several possible values and that were not read since.

@@ -7,7 +7,7 @@ use super::model::{Crash, Model};
 use super::rng::SimRng;
 use super::scenario::{Life, System, World, live};
 use super::volatile::Snapshot;
-use super::workload::Plan;
+use super::workload::{Hardship, Plan};
 
 /// What was tried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,7 +51,7 @@ fn recover<S: System>(system: &S, plan: &Plan, media: [Medium; 2], model: Model)
     for number in 0..2 {
         world.shared.model.borrow_mut().crash(Crash::PowerCut);
         let last = number == 1;
-        let life = Life { number, read_all: true, drain: last, stop: last, errors: false, last };
+        let life = Life { number, read_all: true, drain: last, stop: last, last, ..Life::default() };
         let env = world.sim.group(&format!("recovery {number}"));
         let (system, plan) = (world.system.clone(), world.plan.clone());
         let task = live(system, env.clone(), world.devices.clone(), plan, world.shared.clone(), life);
@@ -71,7 +71,7 @@ fn recover<S: System>(system: &S, plan: &Plan, media: [Medium; 2], model: Model)
 
 /// Runs the workload of `plan` in one life and cuts power everywhere. `Err` tells the first failure.
 pub fn exhaust<S: System>(system: &S, plan: &Plan, worlds_max: u64) -> Result<Exhausted, String> {
-    let plan = &Plan { lives: 1, errors: false, ..plan.clone() };
+    let plan = &Plan { lives: 1, hardship: Hardship::None, ..plan.clone() };
     let mut world = World::new(system.clone(), plan);
     let faults = [&plan.cache_faults, &plan.backing_faults];
     world.format();
@@ -83,7 +83,7 @@ pub fn exhaust<S: System>(system: &S, plan: &Plan, worlds_max: u64) -> Result<Ex
         });
     }
     world.shared.requests_left.set(plan.requests);
-    let life = Life { number: 0, read_all: false, drain: true, stop: true, errors: false, last: false };
+    let life = Life { drain: true, stop: true, ..Life::default() };
     let env = world.sim.group("life");
     let task = live(system.clone(), env.clone(), world.devices.clone(), world.plan.clone(), world.shared.clone(), life);
     let started = world.sim.start(&env, task);
@@ -121,7 +121,7 @@ pub fn exhaust<S: System>(system: &S, plan: &Plan, worlds_max: u64) -> Result<Ex
 
 /// A short workload on a tiny device.
 pub fn tiny_plan(seed: u64) -> Plan {
-    let mut plan = Plan::draw(seed);
+    let mut plan = Plan::draw_plain(seed);
     plan.volume_bytes = 128 << 10;
     plan.sector_bytes = 512;
     plan.segment_bytes = 64 << 10;

@@ -117,6 +117,7 @@ impl DeviceState {
         }
         if self.in_area(write.offset, len) && self.rng.chance_ppm(self.plan.latent_ppm) {
             self.unreadable.insert(self.rng.range(sectors.start, sectors.end - 1));
+            self.counters.silent_faults += 1;
         }
         write.content.apply(&mut self.view, write.offset);
         self.cache.push(write);

@@ -21,6 +21,62 @@ pub enum RequestKind {
     Flush,
 }
 
+/// What goes wrong in a run beside crashes; one class each, so that the oracle can be exact about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hardship {
+    /// Nothing: both devices keep every promise, and no request may fail.
+    None,
+    /// Reads, writes and flushes of both devices fail, at random.
+    Errors,
+    /// As `Errors`, and what a failed flush should have made durable is gone in the next power cut.
+    DroppedFlushes,
+    /// What a power cut tears on the cache device cannot be read afterwards.
+    UnreadableTears,
+    /// A device vanishes, and returns as it was or after the crash without its volatile cache.
+    Vanish,
+    /// A thinly provisioned device has no space left.
+    Full,
+    /// The cache device acknowledges flushes and FUA that it does not do.
+    Lies,
+    /// Writes to the cache device are acknowledged and lost, or land elsewhere.
+    StrayWrites,
+    /// Sectors of the cache device become unreadable when they are written, bits rot.
+    Decay,
+    /// Between two lives, places of the cache device that hold durable data are damaged.
+    Damage,
+}
+
+impl Hardship {
+    /// Every class, for reports.
+    pub const ALL: [Hardship; 10] = [
+        Hardship::None,
+        Hardship::Errors,
+        Hardship::DroppedFlushes,
+        Hardship::UnreadableTears,
+        Hardship::Vanish,
+        Hardship::Full,
+        Hardship::Lies,
+        Hardship::StrayWrites,
+        Hardship::Decay,
+        Hardship::Damage,
+    ];
+
+    /// Requests and starts may fail for a while, nothing is lost.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Hardship::Errors | Hardship::DroppedFlushes | Hardship::Vanish | Hardship::Full)
+    }
+
+    /// The cache device breaks promises that nobody can check: after a crash any older state of it is possible.
+    pub fn is_silent(self) -> bool {
+        matches!(self, Hardship::Lies | Hardship::StrayWrites | Hardship::Decay)
+    }
+
+    /// Data may be lost, but only by name: a refusal to start, a read that fails, a report of the checker.
+    pub fn loses_data(self) -> bool {
+        matches!(self, Hardship::Lies | Hardship::StrayWrites | Hardship::Decay | Hardship::Damage)
+    }
+}
+
 /// Shares of the kinds of requests.
 #[derive(Debug, Clone)]
 pub struct Mix {
@@ -108,8 +164,11 @@ pub struct Plan {
     pub cache_faults: FaultPlan,
     /// Faults of the backing device, until the last life.
     pub backing_faults: FaultPlan,
-    /// Requests may fail, because devices do.
-    pub errors: bool,
+    /// What goes wrong besides.
+    pub hardship: Hardship,
+    /// Of a hundred pauses between two lives, so many are used to run an offline tool; and of a hundred lives that
+    /// drain, so many end by detaching the volume.
+    pub tools_percent: u64,
 }
 
 /// A drawn request.
@@ -122,8 +181,51 @@ pub struct Request {
 }
 
 impl Plan {
-    /// The plan of a seed.
+    /// The plan of a seed: that of [`Plan::draw_plain`] with more that can go wrong.
     pub fn draw(seed: u64) -> Plan {
+        let mut plan = Plan::draw_plain(seed);
+        let mut rng = SimRng::derive(seed, "hardship");
+        plan.tools_percent = rng.pick(&[0, 0, 20, 50]);
+        if plan.hardship == Hardship::Errors || rng.below(2) == 0 {
+            return plan;
+        }
+        plan.hardship = rng.pick(&Hardship::ALL[2..]);
+        plan.put_hardship(&mut rng);
+        plan
+    }
+
+    /// Sets the faults that a class of hardship needs.
+    fn put_hardship(&mut self, rng: &mut SimRng) {
+        let (cache, backing) = (&mut self.cache_faults, &mut self.backing_faults);
+        match self.hardship {
+            Hardship::DroppedFlushes => {
+                for faults in [cache, backing] {
+                    faults.flush_error_ppm = rng.pick(&[10_000, 100_000]);
+                    faults.flush_error_drops = true;
+                }
+                // What such a flush dropped may stay readable as long as the power does. No start can tell.
+                self.power_cut_percent = 100;
+            }
+            Hardship::UnreadableTears => cache.torn_unreadable_ppm = rng.pick(&[100_000, 1_000_000]),
+            Hardship::Lies => {
+                cache.lie_flush_ppm = rng.pick(&[0, 100_000, 1_000_000]);
+                cache.lie_fua_ppm = if cache.lie_flush_ppm == 0 { 1_000_000 } else { rng.pick(&[0, 500_000]) };
+            }
+            Hardship::StrayWrites => {
+                cache.lost_write_ppm = rng.pick(&[0, 2_000, 20_000]);
+                cache.misdirected_write_ppm =
+                    if cache.lost_write_ppm == 0 { 5_000 } else { rng.pick(&[0, 2_000, 20_000]) };
+            }
+            Hardship::Decay => {
+                cache.latent_ppm = rng.pick(&[0, 2_000, 20_000]);
+                cache.rot_ppm = if cache.latent_ppm == 0 { 5_000 } else { rng.pick(&[0, 1_000, 10_000]) };
+            }
+            _ => {}
+        }
+    }
+
+    /// The plan of a seed as it was drawn before there were other hardships than failing requests.
+    pub fn draw_plain(seed: u64) -> Plan {
         let mut rng = SimRng::derive(seed, "plan");
         let sector_bytes = rng.pick(&[512, 512, 4096]);
         let odd_bytes = if sector_bytes == 512 { rng.below(8) * 512 } else { 0 };
@@ -170,7 +272,8 @@ impl Plan {
             think_ns: rng.pick(&[0, 0, 100_000, 20_000_000]),
             cache_faults,
             backing_faults,
-            errors,
+            hardship: if errors { Hardship::Errors } else { Hardship::None },
+            tools_percent: 0,
         }
     }
 

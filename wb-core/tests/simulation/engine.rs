@@ -1,15 +1,23 @@
 //! The engine under crashes.
 
-use crate::{run_plans, run_seeds, seeds, seeds_until_found_by};
+use crate::{run_plain_seeds, run_plans, run_seeds, seeds, seeds_until_found_by};
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
-use wb_core::check::{self, CheckOptions, Severity};
+use wb_core::check::{self, CheckError, CheckOptions, RepairOptions, ReplayOptions, Report, Severity, Verdict};
 use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
 use wb_core::env::PlantedBug;
 use wb_core::meta::{self, FormatOptions};
+use wb_core::format::Geometry;
+use wb_core::sim::offline::{Inspection, Recovered, Tool, ToolReport};
 use wb_core::sim::scenario::{self, Running, System};
 use wb_core::sim::small;
-use wb_core::sim::workload::{Mix, Plan};
+use wb_core::sim::workload::{Hardship, Mix, Plan};
 use wb_core::sim::{SimDisk, SimEnv, SimRng};
+use wb_core::types::*;
+
+const VERIFY: CheckOptions = CheckOptions { verify_data: true };
 
 /// The engine, whole or with a planted bug.
 #[derive(Clone)]
@@ -29,6 +37,18 @@ impl Running for Serving {
     async fn stop(&self) -> Result<(), String> {
         self.0.stop().await
     }
+    async fn detach(&self) -> Result<(), String> {
+        self.0.detach().await
+    }
+    fn recovered(&self) -> Option<Recovered> {
+        let (status, audit) = (self.0.status(), self.0.audit().expect("nothing sweeps yet"));
+        Some(Recovered {
+            head: status.recovery.scan.head.0,
+            clean: status.recovery.clean,
+            dirty_blocks: audit.dirty_blocks,
+            poisoned_blocks: audit.poisoned_blocks,
+        })
+    }
 }
 
 /// Settings drawn from the seed, small enough that every limit is met.
@@ -36,7 +56,8 @@ fn settings(plan: &Plan, bug: PlantedBug) -> EngineConfig {
     let mut rng = SimRng::derive(plan.seed, "settings");
     let start = rng.pick(&[20, 50, 70]);
     EngineConfig {
-        verify_reads: rng.below(4) > 0,
+        // Without checksums silent faults stay silent: that is what they are for.
+        verify_reads: rng.below(4) > 0 || plan.hardship.loses_data() || plan.hardship == Hardship::Vanish,
         record_buffers: rng.range(2, 6) as usize,
         read_bytes: 2 << 20,
         window_bytes: rng.pick(&[256 << 10, 1 << 20]),
@@ -48,6 +69,43 @@ fn settings(plan: &Plan, bug: PlantedBug) -> EngineConfig {
         anchor_delay_ns: rng.pick(&[1_000_000, 10_000_000]),
         bug,
     }
+}
+
+/// Settings small enough for tiny devices.
+pub fn small_settings() -> EngineConfig {
+    EngineConfig {
+        record_buffers: 4,
+        read_bytes: 2 << 20,
+        window_bytes: 256 << 10,
+        range_pieces: 64,
+        index_shards: 2,
+        ..EngineConfig::default()
+    }
+}
+
+/// Starts the engine.
+pub async fn open(
+    env: &SimEnv,
+    cache: SimDisk,
+    backing: SimDisk,
+    config: EngineConfig,
+) -> Result<Engine<SimEnv>, String> {
+    let options = OpenOptions {
+        cache: Arc::new(cache),
+        backing: Backing {
+            disk: Arc::new(backing),
+            path: "backing".into(),
+            identity: String::new(),
+            name: "volume".into(),
+        },
+        config,
+        boot_id: env.boot_id(),
+        tails: Some(env.tails()),
+        accept_loss: false,
+        read_only: false,
+        force: false,
+    };
+    Engine::open(env, options).await.map_err(|error| error.to_string())
 }
 
 impl System for WriteCache {
@@ -78,41 +136,130 @@ impl System for WriteCache {
     }
 
     async fn start(self, env: SimEnv, cache: SimDisk, backing: SimDisk, plan: Plan) -> Result<Serving, String> {
-        let options = OpenOptions {
-            cache: Arc::new(cache),
-            backing: Backing {
-                disk: Arc::new(backing),
-                path: "backing".into(),
-                identity: String::new(),
-                name: "volume".into(),
-            },
-            config: settings(&plan, self.0),
-            boot_id: env.boot_id(),
-            tails: Some(env.tails()),
-            accept_loss: false,
-            read_only: false,
-            force: false,
-        };
-        let engine = Engine::open(&env, options).await.map_err(|error| error.to_string())?;
+        let engine = open(&env, cache, backing, settings(&plan, self.0)).await?;
         if crate::setting("WB_TRACE").is_some() {
             eprintln!("{:#?}", engine.status().recovery);
         }
         Ok(Serving(engine))
     }
 
-    async fn inspect(self, cache: SimDisk, _plan: Plan) -> Result<(), String> {
-        let options = CheckOptions { verify_data: true };
-        let report = check::check(&cache, options, &mut |_| {}).await.map_err(|error| error.to_string())?;
-        match report.findings.iter().find(|finding| finding.severity >= Severity::Error) {
-            Some(finding) => Err(format!("{}: {} ({report:?})", finding.place, finding.what)),
-            None => Ok(()),
+    async fn inspect(self, cache: SimDisk, _plan: Plan) -> Result<Inspection, String> {
+        let found = check::examine(&cache, VERIFY, &mut |_| {}).await;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return Ok(Inspection { problem: Some(error.to_string()), ..Inspection::default() }),
+        };
+        let report = found.report();
+        let problem = report.findings.iter().find(|finding| finding.severity >= Severity::Error);
+        let unusable = found.rebuilt_anchor.is_some() || found.no_anchor.is_some() || found.volumes.is_none();
+        Ok(Inspection {
+            problem: problem.map(|finding| format!("{}: {} ({report:?})", finding.place, finding.what)),
+            serves: found.log.refusal.is_none() && !unusable && found.bad_problem.is_none() && found.log.stray_count == 0,
+            head: found.log.head.0,
+            clean: found.log.clean,
+            dirty_blocks: report.dirty_blocks,
+            poisoned_blocks: report.poisoned_blocks,
+        })
+    }
+
+    async fn tool(
+        self,
+        tool: Tool,
+        cache: SimDisk,
+        backing: SimDisk,
+        plan: Plan,
+        said: Rc<RefCell<ToolReport>>,
+    ) -> Result<(), String> {
+        let found = match check::examine(&cache, VERIFY, &mut |_| {}).await {
+            Ok(found) => found,
+            Err(error) => return refuse(&said, error),
+        };
+        match tool {
+            Tool::Repair => {
+                // People read what is wrong before they repair it.
+                name(&said, &found.report());
+                let options = RepairOptions { check: VERIFY, now_unix_ns: 1, boot_id: [0; 16] };
+                match check::repair(&cache, &found, options, &mut Vec::new(), &mut |_| {}).await {
+                    Ok(report) => name(&said, &report),
+                    Err(error) => return refuse(&said, error),
+                }
+                let again = check::examine(&cache, VERIFY, &mut |_| {}).await.map_err(|error| error.to_string())?;
+                match again.report().verdict() {
+                    Verdict::Clean => Ok(()),
+                    // Two histories that cannot be joined, or entries for a volume that the table never had: it is said
+                    // again, and the cache is not served.
+                    Verdict::Errors if plan.hardship.is_silent() => {
+                        said.borrow_mut().refused = Some(format!("{:?}", again.report().findings));
+                        Ok(())
+                    }
+                    verdict => Err(format!("after a repair the cache is {verdict:?}: {:?}", again.report().findings)),
+                }
+            }
+            Tool::Replay => {
+                let options = ReplayOptions::default();
+                let done = check::replay(&cache, &backing, &found, &options, &mut |_| {}).await;
+                let done = done.map_err(|error| error.to_string())?;
+                if done.is_complete() { Ok(()) } else { Err(format!("{done:?}")) }
+            }
         }
     }
+
+    fn damageable(&self, plan: &Plan) -> Vec<Range<u64>> {
+        let geometry = Geometry::new(self.cache_bytes(plan), plan.segment_bytes).expect("a geometry");
+        let block = |offset: ByteOffset| offset.0..offset.0 + 4096;
+        let ring = geometry.segment_offset(SegmentNo(0)).0;
+        // The ring five times, so that most damage hits it.
+        let mut areas = vec![ring..ring + plan.segments * plan.segment_bytes; 5];
+        let copy = (plan.seed & 1) as usize;
+        areas.push(block(geometry.superblock_offset(copy)));
+        areas.push(block(geometry.volumes_offset(copy)));
+        areas.push(block(geometry.anchor_offset(copy)));
+        areas.push(block(geometry.bad_segments_offset(copy, 0)));
+        areas
+    }
+}
+
+fn refuse(said: &RefCell<ToolReport>, error: CheckError) -> Result<(), String> {
+    match error {
+        // Nothing was promised: say so and end.
+        CheckError::NoSpace | CheckError::Meta(_) | CheckError::Damaged(_) => {
+            said.borrow_mut().refused = Some(error.to_string());
+            Ok(())
+        }
+        other => Err(other.to_string()),
+    }
+}
+
+/// What a report names as lost.
+fn name(said: &RefCell<ToolReport>, report: &Report) {
+    let sectors = |addr: &BlockAddr| addr.block() * 8..addr.block() * 8 + 8;
+    let mut said = said.borrow_mut();
+    said.lost.extend(report.lost_blocks.iter().chain(&report.suspect_blocks).map(sectors));
+    said.records_lost |= !report.lost_records.is_empty();
 }
 
 #[test]
 fn engine_survives_crashes_at_any_step() {
-    run_seeds(&WriteCache(PlantedBug::None), "engine", seeds(0..400));
+    run_seeds(&WriteCache(PlantedBug::None), "engine", seeds(0..1000));
+}
+
+/// The second thousand, for another core.
+#[test]
+fn engine_survives_crashes_at_any_step_again() {
+    run_seeds(&WriteCache(PlantedBug::None), "engine", seeds(20_000..21_000));
+}
+
+/// Failed with the silent and the passing faults, and why.
+#[test]
+fn hard_seeds_that_failed_once() {
+    let story = [
+        // A record that a repair put in place of several lost ones, the dirty tail among their numbers: write-back found
+        // nothing to do there, and did so again and again.
+        10_020,
+        // The volume table was lost, so the disk was attached anew, with the number of the volume that the log named.
+        11_353, 12_599,
+    ];
+    run_seeds(&WriteCache(PlantedBug::None), "hard seeds that failed once", story.into_iter());
 }
 
 #[test]
@@ -124,21 +271,15 @@ fn engine_runs_are_repeatable() {
     }
 }
 
-/// Long runs: `WB_SEEDS` and `WB_SEED_START` say how long. Two tests, for two cores.
+/// Long runs: `WB_SEEDS` and `WB_SEED_START` say how long (`tests/soak.sh` runs them in pieces, on every core).
 #[test]
-fn soak_even_seeds() {
-    run_seeds(&WriteCache(PlantedBug::None), "engine, even seeds", seeds(1000..1100).filter(|seed| seed % 2 == 0));
-}
-
-/// See [`soak_even_seeds`].
-#[test]
-fn soak_odd_seeds() {
-    run_seeds(&WriteCache(PlantedBug::None), "engine, odd seeds", seeds(1000..1100).filter(|seed| seed % 2 == 1));
+fn soak() {
+    run_seeds(&WriteCache(PlantedBug::None), "engine", seeds(1000..1100));
 }
 
 /// The process dies again and again, sometimes with the power: nothing acknowledged may be missing after a kill.
 fn killing_plan(seed: u64) -> Plan {
-    let mut plan = Plan::draw(seed);
+    let mut plan = Plan::draw_plain(seed);
     let mut rng = SimRng::derive(seed, "kills");
     plan.crash_percent = 100;
     plan.power_cut_percent = rng.pick(&[0, 0, 20, 50]);
@@ -170,7 +311,14 @@ fn seeds_that_failed_once() {
         // not cleared, and counted two starts later. The log then seemed to break behind it.
         1_013_680,
     ];
-    run_seeds(&WriteCache(PlantedBug::None), "seeds that failed once", story.into_iter());
+    run_plain_seeds(&WriteCache(PlantedBug::None), "seeds that failed once", story.into_iter());
+}
+
+/// Outdated summaries are cleared at a start, and the walk does not go by one that is left nevertheless.
+#[test]
+fn outdated_summaries_do_no_harm_where_they_are_left() {
+    let story = [2639, 897, 1_013_680];
+    run_plain_seeds(&WriteCache(PlantedBug::KeepOutdatedSummaries), "summaries left", story.into_iter());
 }
 
 #[test]
@@ -186,7 +334,8 @@ fn small_worlds_survive_every_power_cut() {
     println!("{total:?}");
 }
 
-/// Not among them: `SkipEpochBump`, which a thousand of these plans do not show (the chain of CRCs covers for it).
+/// Not among them: `SkipEpochBump`, which a thousand of these plans do not show, for the chain of CRCs covers for it nearly
+/// everywhere; `lost_record_10_stale_11_second_crash` shows it.
 #[test]
 fn planted_bugs_are_found() {
     let bugs = [
@@ -195,9 +344,10 @@ fn planted_bugs_are_found() {
         (PlantedBug::ServeBeforeFlush, 400),
         (PlantedBug::UnlockedMerge, 40),
         (PlantedBug::DiscardAppliedLate, 80),
+        (PlantedBug::TwoBackingWrites, 80),
     ];
     for (bug, max) in bugs {
-        assert_found(bug, max, Plan::draw);
+        assert_found(bug, max, Plan::draw_plain);
     }
 }
 
@@ -213,7 +363,7 @@ fn assert_found(bug: PlantedBug, max: u64, plan: fn(u64) -> Plan) {
 /// Few blocks, overwritten all the time and hardly ever flushed, while a slow disk is written: most of the other plans
 /// have nothing that supersedes without being durable.
 fn overwriting_plan(seed: u64) -> Plan {
-    let mut plan = Plan::draw(seed);
+    let mut plan = Plan::draw_plain(seed);
     plan.hot = 0..128;
     plan.mix = Mix { read: 1, write: 100, fua: 0, zeroes: 0, discard: 0, flush: 1 };
     plan.request_bytes_max = 8192;
@@ -221,7 +371,7 @@ fn overwriting_plan(seed: u64) -> Plan {
     (plan.clients, plan.requests, plan.lives) = (4, 200, 6);
     plan.think_ns = 2_000_000;
     (plan.crash_percent, plan.power_cut_percent) = (100, 100);
-    plan.errors = false;
+    plan.hardship = Hardship::None;
     plan
 }
 

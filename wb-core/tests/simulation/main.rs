@@ -4,9 +4,10 @@
 
 mod engine;
 mod reference;
+mod scenarios;
 
 use std::ops::Range;
-use wb_core::sim::scenario::{self, System};
+use wb_core::sim::scenario::{self, Outcome, System};
 use wb_core::sim::workload::Plan;
 
 /// A number from the environment; empty counts as absent.
@@ -30,33 +31,29 @@ fn run_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>
     run_plans(system, name, seeds, Plan::draw);
 }
 
+/// As [`run_seeds`], with the plans that seeds meant before there were offline tools and silent faults.
+fn run_plain_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>) {
+    run_plans(system, name, seeds, Plan::draw_plain);
+}
+
 /// As [`run_seeds`], with plans of another kind.
 fn run_plans<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>, plan: fn(u64) -> Plan) {
-    let (mut ran, mut crashes, mut in_recovery, mut requests, mut stops, mut kills) = (0u64, 0, 0, 0, 0, 0);
+    let (mut ran, mut sum) = (0u64, Outcome::default());
     let mut failed: Vec<(u64, String)> = Vec::new();
-    for seed in seeds {
+    for plan in seeds.map(plan) {
         if setting("WB_TRACE").is_some() {
-            scenario::run_traced(system, &plan(seed), true);
+            scenario::run_traced(system, &plan, true);
         }
-        match scenario::run_plan(system, &plan(seed)) {
-            Ok(outcome) => {
-                crashes += outcome.crashes;
-                in_recovery += outcome.crashes_in_recovery;
-                requests += outcome.requests;
-                stops += outcome.stops;
-                kills += outcome.kills;
-            }
-            Err(story) => failed.push((seed, story)),
+        match scenario::run_plan(system, &plan) {
+            Ok(outcome) => sum.add(&outcome),
+            Err(story) => failed.push((plan.seed, story)),
         }
         ran += 1;
         if failed.len() >= 10 {
             break;
         }
     }
-    println!(
-        "{name}: {ran} seeds, {crashes} crashes ({in_recovery} in recovery), {kills} ends without power cut, {requests} requests, {stops} clean stops, {} failed",
-        failed.len()
-    );
+    println!("{name}: {ran} seeds, {}, {} failed", sum.line(), failed.len());
     if let Some((first, story)) = failed.first() {
         let all: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
         for (_, story) in &failed[1..] {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use wb_core::env::Env;
 use wb_core::io::{Buf, Disk, IoError};
 use wb_core::service::{BlockService, PayloadSource, ReadData, ServiceError, ServiceInfo};
+use wb_core::sim::offline::Inspection;
 use wb_core::sim::scenario::{self, Running, System};
 use wb_core::sim::workload::Plan;
 use wb_core::sim::{SimDisk, SimEnv};
@@ -178,8 +179,8 @@ impl System for WriteThrough {
         let (requests, copies) = (Arc::default(), Arc::default());
         Ok(Through { bug: self.0, env, disk: Arc::new(backing), requests, copies })
     }
-    async fn inspect(self, _cache: SimDisk, _plan: Plan) -> Result<(), String> {
-        Ok(())
+    async fn inspect(self, _cache: SimDisk, _plan: Plan) -> Result<Inspection, String> {
+        Ok(Inspection::default())
     }
 }
 
