@@ -71,7 +71,8 @@ pub fn superblock(data: &[u8]) {
     for block in [&plain, dressed.as_slice().try_into().expect("a block")] {
         if let Ok(superblock) = Superblock::unpack(block).and_then(Unchecked::check) {
             let again = superblock.encode();
-            let found = Superblock::unpack(&again).and_then(Unchecked::check).expect("what was accepted can be written");
+            let found =
+                Superblock::unpack(&again).and_then(Unchecked::check).expect("what was accepted can be written");
             assert_eq!(found.geometry, superblock.geometry);
         }
     }
@@ -182,7 +183,13 @@ pub fn image_dump(data: &[u8]) {
 }
 
 fn export() -> Export {
-    Export { name: "disk".into(), description: "a disk".into(), size_bytes: 1 << 30, sector_bytes: 512, read_only: false }
+    Export {
+        name: "disk".into(),
+        description: "a disk".into(),
+        size_bytes: 1 << 30,
+        sector_bytes: 512,
+        read_only: false,
+    }
 }
 
 /// A client's side of the handshake, in pieces whose lengths the first byte tells.

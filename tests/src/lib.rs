@@ -1,8 +1,8 @@
 //! Helpers for tests of whole programs.
 
 pub mod daemon;
-pub mod guest;
 pub mod fuzz;
+pub mod guest;
 pub mod mem_service;
 pub mod nbd_client;
 pub mod nbd_server;

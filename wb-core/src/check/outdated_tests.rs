@@ -67,10 +67,9 @@ fn segment_replaced(more: bool) -> Builder {
 }
 
 fn images() -> Vec<(String, Builder)> {
-    let forms: [(&str, fn(bool) -> Builder); 2] =
-        [("last record", last_record_replaced), ("whole segment", segment_replaced)];
-    let variants = forms.into_iter().flat_map(|(name, form)| [false, true].map(|more| (name, form, more)));
-    variants.map(|(name, form, more)| (format!("{name}, more records behind: {more}"), form(more))).collect()
+    let both = |more| [("last record", last_record_replaced(more)), ("whole segment", segment_replaced(more))];
+    let named = |more: bool| both(more).map(|(name, cache)| (format!("{name}, more records behind: {more}"), cache));
+    [false, true].into_iter().flat_map(named).collect()
 }
 
 fn look(cache: &Builder) -> Examination {

@@ -95,11 +95,7 @@ fn merge(mut first: Report, second: Report) -> Report {
 }
 
 /// Zeroes summaries that hide newer records, durably. True if there were any: then the log is another one than was seen.
-async fn clear_outdated<D: Disk>(
-    disk: &D,
-    found: &Examination,
-    backup: &mut impl Backup,
-) -> Result<bool, CheckError> {
+async fn clear_outdated<D: Disk>(disk: &D, found: &Examination, backup: &mut impl Backup) -> Result<bool, CheckError> {
     let geometry = &found.superblock.geometry;
     for segment in found.outdated.iter().filter(|_| found.no_anchor.is_none()) {
         for block in geometry.record_blocks()..geometry.segment_blocks() {

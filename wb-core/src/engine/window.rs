@@ -123,7 +123,8 @@ impl<E: Env> Inner<E> {
                 continue;
             };
             // A record that a repair put in place of lost ones stands for all numbers up to the next.
-            let ends = records.iter().skip(1).map(|next| Seq(next.seq.0 - 1)).chain([live.last_seq.unwrap_or(durable.0)]);
+            let ends =
+                records.iter().skip(1).map(|next| Seq(next.seq.0 - 1)).chain([live.last_seq.unwrap_or(durable.0)]);
             let counts = |(record, last): &(&RecordDesc, Seq)| *last >= from && record.seq <= durable.0;
             for (record, last) in records.iter().zip(ends).filter(counts) {
                 self.gather_record(live, record, durable, &mut window);

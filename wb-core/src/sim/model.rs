@@ -57,7 +57,9 @@ enum Value {
     /// Discarded.
     Any,
     /// Lost by name: whatever the sector once held, zeroes only if they were among it.
-    Once { zeroes: bool },
+    Once {
+        zeroes: bool,
+    },
 }
 
 /// One version that a sector has or may have.

@@ -102,7 +102,8 @@ impl<S: System> World<S> {
     /// A start that ends as soon as the system is ready, so that everything there is has been said to be durable.
     fn settle(&mut self, number: u64) -> bool {
         let env = self.sim.group("settle");
-        let life = Life { number, read_all: false, drain: false, stop: false, detach: false, last: false, ..Life::default() };
+        let life =
+            Life { number, read_all: false, drain: false, stop: false, detach: false, last: false, ..Life::default() };
         let life = Life { losses: true, ..life };
         self.shared.ready.set(false);
         self.shared.expected.take();

@@ -343,7 +343,9 @@ pub(super) async fn live<S: System>(
         let result = if life.detach && drained { running.detach().await } else { running.stop().await };
         shared.model.borrow_mut().end(op, result.is_ok());
         match result {
-            Err(error) if !life.errors && !life.losses => shared.fail(format!("life {}: stop failed: {error}", life.number)),
+            Err(error) if !life.errors && !life.losses => {
+                shared.fail(format!("life {}: stop failed: {error}", life.number))
+            }
             _ => {}
         }
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use wb_core::check::{self, CheckError, CheckOptions, RepairOptions, ReplayOptions, Report, Severity, Verdict};
 use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
 use wb_core::env::PlantedBug;
-use wb_core::meta::{self, FormatOptions};
 use wb_core::format::Geometry;
+use wb_core::meta::{self, FormatOptions};
 use wb_core::sim::offline::{Inspection, Recovered, Tool, ToolReport};
 use wb_core::sim::scenario::{self, Running, System};
 use wb_core::sim::small;
@@ -154,7 +154,10 @@ impl System for WriteCache {
         let unusable = found.rebuilt_anchor.is_some() || found.no_anchor.is_some() || found.volumes.is_none();
         Ok(Inspection {
             problem: problem.map(|finding| format!("{}: {} ({report:?})", finding.place, finding.what)),
-            serves: found.log.refusal.is_none() && !unusable && found.bad_problem.is_none() && found.log.stray_count == 0,
+            serves: found.log.refusal.is_none()
+                && !unusable
+                && found.bad_problem.is_none()
+                && found.log.stray_count == 0,
             head: found.log.head.0,
             clean: found.log.clean,
             dirty_blocks: report.dirty_blocks,
@@ -211,8 +214,8 @@ impl System for WriteCache {
         // The ring five times, so that most damage hits it.
         let mut areas = vec![ring..ring + plan.segments * plan.segment_bytes; 5];
         let copy = (plan.seed & 1) as usize;
+        // Not the volume table: where the first attach was cut off, one copy is all there is until it is written again.
         areas.push(block(geometry.superblock_offset(copy)));
-        areas.push(block(geometry.volumes_offset(copy)));
         areas.push(block(geometry.anchor_offset(copy)));
         areas.push(block(geometry.bad_segments_offset(copy, 0)));
         areas

@@ -15,7 +15,7 @@ const SEGMENT_BYTES: u64 = 64 << 10;
 const SEGMENTS: u64 = 12;
 const CACHE_BYTES: u64 = (SEGMENTS + 1) * SEGMENT_BYTES + (64 << 10);
 /// Payload blocks of a record that fills a segment.
-const WHOLE: usize = 13;
+const WHOLE: usize = 14;
 
 /// Two devices and the engine on them.
 struct Bench {
@@ -104,9 +104,10 @@ async fn get(engine: &Engine<SimEnv>, block: u64) -> u8 {
 fn lost_record_stale_successor(bug: PlantedBug) -> Result<(u8, u8), String> {
     let mut bench = Bench::new(4 << 20);
     bench.config.bug = bug;
-    bench.life(|engine, _| async move {
+    bench.life(|engine, env| async move {
         put(&engine, 0, WHOLE, 1).await; // record 1 fills segment 0
         put(&engine, 20, WHOLE, 2).await; // record 2 fills segment 1
+        env.sleep(5_000_000).await; // both reach the device, and nobody flushes
     })?;
     bench.power_cut_losing(&[SegmentNo(0)]);
     // Record 2 is dropped. Another record 1 takes the place of the lost one; then the log is emptied, and goes on with
@@ -131,10 +132,11 @@ fn lost_record_10_stale_11_second_crash() {
 #[test]
 fn l3_dropped_records_stay_dropped() {
     let bench = Bench::new(4 << 20);
-    let written = bench.life(|engine, _| async move {
+    let written = bench.life(|engine, env| async move {
         for record in 0..5 {
             put(&engine, record * 20, WHOLE, record as u8 + 1).await;
         }
+        env.sleep(5_000_000).await;
     });
     written.expect("starts");
     bench.power_cut_losing(&[SegmentNo(1)]);
@@ -163,7 +165,11 @@ fn l1_the_next_overwrite_in_a_wrapped_ring_tears() {
     });
     free.expect("starts");
     let before = bench.cache.view();
-    bench.life(|engine, _| async move { put(&engine, 0, WHOLE, 99).await }).expect("starts");
+    let overwrite = bench.life(|engine, env| async move {
+        put(&engine, 0, WHOLE, 99).await;
+        env.sleep(5_000_000).await;
+    });
+    overwrite.expect("starts");
     let after = bench.cache.view();
     // Where that record lies, the old header survived over the new payload; and the other way round.
     for new_header in [false, true] {
