@@ -27,7 +27,9 @@ impl<E: Env> Inner<E> {
             let superseded = current.is_none_or(|current| current.slot != stuck.item.slot)
                 || self.piece_at(block).is_some_and(|piece| piece.pos >= stuck.item.pos);
             if superseded {
-                continue; // an overwrite came first; it is ≤ D once the commit below is done
+                // What came first is ≤ D once the commit below is done; a range leaves the entry in the index.
+                self.index.set_clean_if(stuck.item.addr, stuck.item.slot);
+                continue;
             }
             match stuck.data {
                 Some(data) => {

@@ -576,6 +576,7 @@ impl<S: System> World<S> {
         let device = self.devices[self.offline_rng.below(2) as usize].clone();
         let now_ns = self.sim.progress().2;
         let ahead = |rng: &mut SimRng, bits: u64| 1u64 << rng.range(10, bits);
+        let mut ends_ns = ahead(&mut self.offline_rng, 36);
         match self.plan.hardship {
             Hardship::Vanish if life.errors => {
                 let (leaves_ns, stays_ns) = (ahead(&mut self.offline_rng, 28), ahead(&mut self.offline_rng, 33));
@@ -592,12 +593,14 @@ impl<S: System> World<S> {
                 });
             }
             Hardship::Full if life.errors => {
+                // Not long: a disk that refuses a few blocks is tried again and again, without a pause.
+                ends_ns = ahead(&mut self.offline_rng, 30);
                 let pages = device.view().pages_used() + self.offline_rng.below(64) as usize;
                 device.set_plan(FaultPlan { thin_pages_max: Some(pages), ..device.plan() });
             }
             _ => return None,
         }
-        Some(BreakAt::TimeNs(now_ns + ahead(&mut self.offline_rng, 36)))
+        Some(BreakAt::TimeNs(now_ns + ends_ns))
     }
 
     fn life(&mut self, number: u64) {
