@@ -14,8 +14,6 @@ mod examine;
 #[cfg(test)]
 mod hostile_tests;
 pub mod live;
-#[cfg(test)]
-mod outdated_tests;
 mod plan;
 mod repair;
 mod replay;
