@@ -22,7 +22,8 @@ pub fn print(result: &Comparison, markdown: bool, out: &mut Out) -> anyhow::Resu
     if result.setup.dilation != 1.0 {
         let note = "Modelled devices, slowed down because the processor is emulated. Figures are in the devices' own time: \
                     measured rates times the factor in the column 'slowed', measured seconds divided by it.";
-        writeln!(out, "{note}")?;
+        // A line directly below a Markdown table would be one of its rows.
+        writeln!(out, "{}{note}", if markdown { "\n" } else { "" })?;
     }
     title(out, "What the devices had to do")?;
     writeln!(out, "{}", device_work(result, markdown))?;
