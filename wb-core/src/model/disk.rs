@@ -3,8 +3,8 @@
 //! * **Queue.** Up to `queue_depth` commands are in the device, later ones wait at the host. Among the reads it serves the
 //!   one that it reaches first (seek and rotation together) of the oldest `read_horizon`, unless one has become too old.
 //! * **Write cache.** A write is complete when it has crossed the link and the cache has room. Cached writes go to the
-//!   surface when no read waits; also before reads when the cache is nearly full. The nearest of the oldest
-//!   `destage_horizon` goes first; writes that continue each other go in one movement.
+//!   surface when no read waits; also before nearer reads when the cache is full. The nearest of the at most
+//!   `cache_entries` goes first; a write of a place that is cached replaces it; writes that continue each other go in one movement.
 //! * **FLUSH** is not queued (ATA: FLUSH CACHE EXT): it waits until the device is empty of commands, nothing enters it
 //!   meanwhile, and it takes as long as it takes to bring to the surface what is in the cache. Reads behind it wait.
 //! * **Read-ahead** goes on behind the last read while nothing else is to be done.
@@ -13,7 +13,7 @@ use super::params::DiskParams;
 use super::surface::Surface;
 use super::{Activity, Command, Completion, CostModel};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 /// Longest write of the cache to the surface in one movement.
 const CACHED_RUN_BYTES_MAX: u64 = 4 << 20;
@@ -57,6 +57,8 @@ pub struct DiskModel {
     /// Writes in the device for which the cache has no room, with the time at which they have crossed the link.
     no_room: VecDeque<(u64, Job)>,
     cache: VecDeque<Job>,
+    /// First and last byte of what is in `cache`: a write of the same place replaces what is there.
+    cached: BTreeMap<u64, u64>,
     cache_bytes: u64,
     flush: Option<u64>,
     current: Option<(Job, u64)>,
@@ -82,6 +84,7 @@ impl DiskModel {
             reads: Vec::new(),
             no_room: VecDeque::new(),
             cache: VecDeque::new(),
+            cached: BTreeMap::new(),
             cache_bytes: 0,
             flush: None,
             current: None,
@@ -151,7 +154,14 @@ impl DiskModel {
     fn fill_cache(&mut self, now_ns: u64) {
         while let Some((crossed_ns, job)) = self.no_room.front().copied() {
             let bytes = job.end - job.start;
-            if self.cache_bytes > 0 && self.cache_bytes + bytes > self.params.cache_bytes {
+            if self.cached.get(&job.start) == Some(&job.end) {
+                self.no_room.pop_front();
+                self.done(now_ns.max(crossed_ns), job.tag.expect("a write of the host"));
+                continue;
+            }
+            let full = self.cache_bytes + bytes > self.params.cache_bytes
+                || self.cache.len() >= self.params.cache_entries && !self.continues(&job);
+            if self.cache_bytes > 0 && full {
                 return;
             }
             self.no_room.pop_front();
@@ -160,10 +170,19 @@ impl DiskModel {
             match self.cache.back_mut() {
                 Some(last) if last.end == job.start && job.end - last.start <= CACHED_RUN_BYTES_MAX => {
                     last.end = job.end;
+                    self.cached.insert(last.start, last.end);
                 }
-                _ => self.cache.push_back(Job { tag: None, ..job }),
+                _ => {
+                    self.cache.push_back(Job { tag: None, ..job });
+                    self.cached.insert(job.start, job.end);
+                }
             }
         }
+    }
+
+    /// Whether a write goes on where the last cached one ends.
+    fn continues(&self, job: &Job) -> bool {
+        self.cache.back().is_some_and(|last| last.end == job.start && job.end - last.start <= CACHED_RUN_BYTES_MAX)
     }
 
     /// When a job started now would begin to transfer.
@@ -180,7 +199,7 @@ impl DiskModel {
 
     /// The next thing for the arm, and when it begins to transfer.
     fn choose(&mut self, now_ns: u64) -> Option<(Job, u64)> {
-        let nearly_full = !self.no_room.is_empty() || self.cache_bytes * 8 > self.params.cache_bytes * 7;
+        let nearly_full = !self.no_room.is_empty();
         let old = |job: &Job| job.arrived_ns + self.params.age_max_ns < now_ns;
         let oldest = (0..self.reads.len()).min_by_key(|at| self.reads[*at].arrived_ns);
         let read = match oldest {
@@ -189,13 +208,17 @@ impl DiskModel {
         };
         let cached = match read {
             Some(_) if !nearly_full => None,
-            _ => self.nearest(self.cache.iter().take(self.params.destage_horizon), now_ns),
+            _ => self.nearest(self.cache.iter(), now_ns),
         };
         match (read, cached) {
             (Some((at, reach_ns)), cached) if cached.is_none_or(|(_, other)| reach_ns <= other) => {
                 Some((self.reads.remove(at), reach_ns))
             }
-            (_, Some((at, reach_ns))) => Some((self.cache.remove(at).expect("was chosen"), reach_ns)),
+            (_, Some((at, reach_ns))) => {
+                let job = self.cache.remove(at).expect("was chosen");
+                self.cached.remove(&job.start);
+                Some((job, reach_ns))
+            }
             _ => None,
         }
     }

@@ -43,10 +43,10 @@ pub struct DiskParams {
     pub queue_depth: usize,
     /// Volatile write cache.
     pub cache_bytes: u64,
-    /// Reads and cached writes, oldest first, among which the controller looks for the nearest.
+    /// Writes that the cache holds, among which the controller looks for the nearest. One that continues another joins it.
+    pub cache_entries: usize,
+    /// Reads, oldest first, among which the controller looks for the nearest.
     pub read_horizon: usize,
-    /// See `read_horizon`.
-    pub destage_horizon: usize,
     /// A command that waited so long comes before nearer ones.
     pub age_max_ns: u64,
     /// Reads ahead of the last read, at most.
@@ -121,8 +121,8 @@ pub fn disk_7200() -> DiskParams {
         command_ns: 20_000,
         queue_depth: 32,
         cache_bytes: 64 << 20,
+        cache_entries: 256,
         read_horizon: 6,
-        destage_horizon: 256,
         age_max_ns: 1_000_000_000,
         read_ahead_bytes: 1 << 20,
         standby_after_ns: None,

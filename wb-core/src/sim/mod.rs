@@ -7,11 +7,13 @@
 //! tails      memory that outlives a process
 //! workload   the plan of a run                                   scenario runs a plan against a system under test
 //! offline    damage at rest and offline tools, between two lives
+//! costed     devices that cost what real ones cost, for measuring in virtual time
 //! small      every power cut of a short run, every subset of what was not durable
 //! model      the oracle: what a volume may hold                  stamp    contents that say what they are
 //! ```
 //! A run is fixed by its seed; [`Sim::digest`] proves it. Compiled for tests and with feature `sim` only.
 
+pub mod costed;
 pub mod disk;
 mod env;
 pub mod executor;
