@@ -229,9 +229,9 @@ backing = \"/dev/vdd\"
 ublk = 5
 threads = 2
 EOF
-        start one /dev/vda /dev/vdb
-        must_fail 'ublkb0 exists already' wb-daemon run --cache /dev/vdc --backing /dev/vdd --ublk 0
-        start two /dev/vdc /dev/vdd
+        start one /dev/vda /dev/vdb --config /etc/writeboost.toml
+        must_fail 'ublkb0 exists already' timeout 20 wb-daemon run --cache /dev/vdc --backing /dev/vdd --ublk 0
+        start two /dev/vdc /dev/vdd --config /etc/writeboost.toml
         [ $(ls -d /sys/block/ublkb0/mq/* | wc -l) = 2 ] && [ $(ls -d /sys/block/ublkb5/mq/* | wc -l) = 2 ] || fail queues
         jobs=
         for n in 0 5; do
@@ -248,8 +248,8 @@ EOF
         dd if=/tmp/pattern of=/dev/ublkb0 bs=128k oflag=direct 2> /dev/null
         dd if=/tmp/pattern of=/dev/ublkb5 bs=128k oflag=direct 2> /dev/null
         kill -9 $(pid one) $(pid two)
-        start two /dev/vdc /dev/vdd
-        start one /dev/vda /dev/vdb
+        start two /dev/vdc /dev/vdd --config /etc/writeboost.toml
+        start one /dev/vda /dev/vdb --config /etc/writeboost.toml
         dd if=/dev/ublkb0 bs=128k count=32 iflag=direct 2> /dev/null | cmp - /tmp/pattern
         dd if=/dev/ublkb5 bs=128k count=32 iflag=direct 2> /dev/null | cmp - /tmp/pattern
         wb-daemon stop --name one
