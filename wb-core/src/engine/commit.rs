@@ -9,8 +9,10 @@
 use super::Inner;
 use super::counters::count;
 use crate::env::{Env, PlantedBug};
-use crate::io::Disk;
+use crate::format::Geometry;
+use crate::io::{Buf, Disk, Slice};
 use crate::log::head::Submit;
+use crate::log::record::Record;
 use crate::service::ServiceError;
 use crate::sync::WaitQueue;
 use crate::types::*;
@@ -38,6 +40,71 @@ struct AnchorTimer {
 impl CommitState {
     pub fn new() -> CommitState {
         CommitState { round: Mutex::default(), event: WaitQueue::new(), anchor_timer: Mutex::default() }
+    }
+}
+
+/// Blocks between the last record of a segment and its summary that are written with zeroes, so that both go out as one
+/// write.
+const GAP_BLOCKS_MAX: u64 = 16;
+
+/// What goes out as one device write: neighbours on the device.
+struct Group {
+    offset: u64,
+    /// Byte behind it.
+    end: u64,
+    data: Vec<Slice>,
+    records: Vec<Arc<Record>>,
+    fua: bool,
+    summary: Option<SegmentNo>,
+}
+
+impl Group {
+    fn new(submit: Submit, geometry: &Geometry) -> Group {
+        let offset = start_of(&submit, geometry);
+        let fua = matches!(submit, Submit::Record { fua: true, .. });
+        let mut group = Group { offset, end: offset, data: Vec::new(), records: Vec::new(), fua, summary: None };
+        group.add(submit, geometry);
+        group
+    }
+
+    /// True if `submit` may go out in the same write. What is written through goes alone: it has to be short.
+    fn takes(&self, submit: &Submit, geometry: &Geometry) -> bool {
+        let start = start_of(submit, geometry);
+        let alone = self.fua || self.summary.is_some();
+        match submit {
+            Submit::Record { fua, .. } => !alone && !fua && start == self.end,
+            Submit::Summary { .. } => {
+                !alone && (self.end..=self.end + GAP_BLOCKS_MAX * BLOCK_BYTES_U64).contains(&start)
+            }
+        }
+    }
+
+    fn add(&mut self, submit: Submit, geometry: &Geometry) {
+        let start = start_of(&submit, geometry);
+        if start > self.end {
+            self.data.push(Buf::unpooled((start - self.end) as usize).freeze());
+        }
+        let bytes = match submit {
+            Submit::Record { record, payload_blocks, .. } => {
+                let bytes = record.bytes(payload_blocks);
+                self.records.push(record);
+                bytes
+            }
+            Submit::Summary { segment, bytes } => {
+                self.summary = Some(segment);
+                bytes.freeze()
+            }
+        };
+        self.end = start + bytes.len() as u64;
+        self.data.push(bytes);
+    }
+}
+
+/// Where a write begins on the device.
+fn start_of(submit: &Submit, geometry: &Geometry) -> u64 {
+    match submit {
+        Submit::Record { record, .. } => geometry.block_offset(record.segment, record.offset_blocks).0,
+        Submit::Summary { segment, .. } => geometry.summary_offset(*segment).0,
     }
 }
 
@@ -142,43 +209,49 @@ impl<E: Env> Inner<E> {
     }
 
     fn submit_all(self: &Arc<Self>, submits: Vec<Submit>) {
+        let mut group: Option<Group> = None;
         for submit in submits {
-            let this = self.clone();
-            self.env.spawn(async move { this.write_out(submit).await });
+            if let Some(open) = &mut group
+                && open.takes(&submit, &self.geometry)
+            {
+                open.add(submit, &self.geometry);
+            } else if let Some(done) = group.replace(Group::new(submit, &self.geometry)) {
+                self.start_write(done);
+            }
         }
+        group.into_iter().for_each(|group| self.start_write(group));
     }
 
-    async fn write_out(self: &Arc<Self>, submit: Submit) {
-        match submit {
-            Submit::Record { record, payload_blocks, fua } => {
-                let offset = self.geometry.block_offset(record.segment, record.offset_blocks);
-                let bytes = record.bytes(payload_blocks);
-                count(&self.counters.cache_writes, 1);
-                count(&self.counters.cache_write_bytes, bytes.len() as u64);
-                let result = self.cache.write(offset.0, vec![bytes], fua).await;
-                if let Err(error) = result {
-                    return self.fail(format!("writing record {} at offset {offset} failed: {error}", record.seq));
-                }
-                let wanted = self.head.record_written(record.seq, fua);
-                drop(record);
-                if let Some(wanted) = wanted {
-                    self.want_round(wanted);
-                }
-                self.commit.event.notify_all();
-                self.space.notify_all();
-            }
-            Submit::Summary { segment, bytes } => {
-                count(&self.counters.cache_writes, 1);
-                count(&self.counters.cache_write_bytes, bytes.len() as u64);
-                let offset = self.geometry.summary_offset(segment);
-                // Headers say the same; a summary only saves reading them.
-                if let Err(error) = self.cache.write(offset.0, vec![bytes.freeze()], false).await {
-                    tracing::warn!("writing the summary of segment {segment} failed: {error}");
-                }
-                self.head.summary_done(segment);
-                self.writeback.event.notify_all();
+    fn start_write(self: &Arc<Self>, group: Group) {
+        let this = self.clone();
+        self.env.spawn(async move { this.write_out(group).await });
+    }
+
+    async fn write_out(self: &Arc<Self>, group: Group) {
+        let Group { offset, data, records, fua, summary, end: _ } = group;
+        count(&self.counters.cache_writes, 1);
+        count(&self.counters.cache_write_bytes, data.iter().map(|piece| piece.len() as u64).sum());
+        let result = self.cache.write(offset, data, fua).await;
+        if let (Err(error), Some(record)) = (&result, records.first()) {
+            return self.fail(format!("writing record {} at offset {offset} failed: {error}", record.seq));
+        }
+        for record in records {
+            let wanted = self.head.record_written(record.seq, fua);
+            drop(record);
+            if let Some(wanted) = wanted {
+                self.want_round(wanted);
             }
         }
+        if let Some(segment) = summary {
+            // Headers say the same; a summary only saves reading them.
+            if let Err(error) = result {
+                tracing::warn!("writing the summary of segment {segment} failed: {error}");
+            }
+            self.head.summary_done(segment);
+            self.writeback.event.notify_all();
+        }
+        self.commit.event.notify_all();
+        self.space.notify_all();
     }
 
     /// If no record follows a group commit soon, an anchor tells the device how much is durable: damage to it can then be

@@ -92,10 +92,11 @@ impl<E: Env> Inner<E> {
         payload: &P,
     ) -> Result<Seq, ServiceError> {
         let whole = Extent { offset, len };
-        let mut next = whole.blocks().start;
+        let blocks = whole.blocks();
+        let mut next = blocks.start;
         let mut last = Seq(0);
         let mut refused = false;
-        while next < whole.blocks().end {
+        while next < blocks.end {
             if refused || !self.head.seems_to_have_room() {
                 self.wait_for_room().await?;
             }
@@ -104,9 +105,9 @@ impl<E: Env> Inner<E> {
             let (locks, count) = self.locks_for(&rest);
             let _locked = self.stripes.acquire(&locks[..count]).await;
             let merged = if rest.is_whole() { Vec::new() } else { self.merge_edges(&whole, &rest, payload).await? };
-            while next < whole.blocks().end {
+            while next < blocks.end {
                 self.env.yield_point().await;
-                let Some(reservation) = self.try_reserve((whole.blocks().end - next) as usize, Class::User)? else {
+                let Some(reservation) = self.try_reserve((blocks.end - next) as usize, Class::User)? else {
                     refused = true;
                     break; // no room after all: wait for it without the locks, and merge anew
                 };
@@ -124,14 +125,17 @@ impl<E: Env> Inner<E> {
     fn locks_for(&self, extent: &Extent) -> ([StripeRequest; 3], usize) {
         let volume = self.served.volume.id;
         let blocks = extent.blocks();
-        let count = if extent.is_whole() { 1 } else { 3 };
+        let all = |blocks| StripeRequest { volume, blocks, mode: LockMode::Shared };
+        if extent.is_whole() {
+            return ([all(blocks), all(0..0), all(0..0)], 1);
+        }
         let edge = |edge: u64| {
             let alone = extent.is_partial(edge) && !self.config.has_bug(PlantedBug::UnlockedMerge);
             let blocks = if alone { edge..edge + 1 } else { edge..edge };
             StripeRequest { volume, blocks, mode: LockMode::Exclusive }
         };
         let edges = (edge(blocks.start), edge(blocks.end - 1));
-        ([StripeRequest { volume, blocks, mode: LockMode::Shared }, edges.0, edges.1], count)
+        ([all(blocks), edges.0, edges.1], 3)
     }
 
     /// Merges the first and last block of `rest` if only a part of them is written.

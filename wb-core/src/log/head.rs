@@ -82,6 +82,10 @@ impl Reservation {
     }
 }
 
+/// Payload blocks of the last record of a segment that is so short that its predecessor waits for it. In a stream the
+/// entries of a segment's summary are used up by two full records and one of eight blocks.
+const RUNT_BLOCKS_MAX: usize = 16;
+
 /// A device write that the head wants done. Whoever gets one submits it.
 pub enum Submit {
     /// A sealed record.
@@ -189,6 +193,9 @@ struct HeadState {
     /// Where to look for a free segment.
     next_segment: SegmentNo,
     to_seal: VecDeque<SealItem>,
+    /// Sealed and kept back: the last long record of a segment, which goes out with the runt and the summary behind it
+    /// as one write. Whoever wants it durable takes it earlier.
+    held: Vec<Submit>,
     /// The sealed records beyond D, in order, without a gap.
     in_flight: VecDeque<InFlight>,
     chain_crc: u32,
@@ -254,6 +261,7 @@ impl LogHead {
             next_pos: LogPos(start.live.back().map_or(0, |last| last.pos.0) + u64::from(geometry.segment_blocks())),
             next_segment: start.next_segment,
             to_seal: VecDeque::new(),
+            held: Vec::new(),
             in_flight: VecDeque::new(),
             chain_crc: start.chain_crc,
             builder: None,
@@ -434,12 +442,8 @@ impl LogHead {
         if state.free_segments <= self.keeps(class).1 {
             return Err(Full::Segments);
         }
-        if state.segment.take().is_some() {
-            let last = Seq(state.next_seq.0 - 1);
-            state.live.back_mut().expect("the open segment is live").last_seq = Some(last);
-            state.to_seal.push_back(SealItem::CloseSegment);
-            self.seal_ready(state, submit);
-        }
+        self.end_segment(state);
+        self.seal_ready(state, submit);
         let mut segment = state.next_segment;
         while self.bad.is_bad(segment) {
             segment = self.geometry.next_segment(segment);
@@ -467,6 +471,7 @@ impl LogHead {
         segment.usage.records += 1;
         segment.usage.entries += open.entries;
         assert!(segment.next_block <= self.geometry.record_blocks(), "a record lies within its segment");
+        let full = !self.fits_record(segment.next_block, segment.usage);
         open.record.close();
         state.to_seal.push_back(SealItem::Record {
             record: open.record,
@@ -475,6 +480,29 @@ impl LogHead {
             flush_group,
             fua,
         });
+        if full {
+            // Now and not when the next one is opened, so that its summary goes out with its last record.
+            self.end_segment(state);
+        }
+    }
+
+    /// No more records go into the open segment, if there is one.
+    fn end_segment(&self, state: &mut HeadState) {
+        if state.segment.take().is_some() {
+            let last = Seq(state.next_seq.0 - 1);
+            state.live.back_mut().expect("the open segment is live").last_seq = Some(last);
+            state.to_seal.push_back(SealItem::CloseSegment);
+        }
+    }
+
+    /// True if nothing is closed behind what was sealed last, and the segment has room for a runt only.
+    fn runt_follows(&self, state: &HeadState) -> bool {
+        let room = state.segment.as_ref().map_or(0, |segment| {
+            let blocks = self.geometry.record_blocks().saturating_sub(segment.next_block + 1) as usize;
+            blocks.min(self.summary_room(segment.usage))
+        });
+        // Of so few buffers none may lie idle.
+        state.to_seal.is_empty() && (1..=RUNT_BLOCKS_MAX).contains(&room) && self.tail.buffers().count() > 3
     }
 
     /// Seals what is closed and complete, in order, up to the first record that is not.
@@ -489,10 +517,17 @@ impl LogHead {
                         unreachable!("the front is a record")
                     };
                     self.seal(state, &record, payload_blocks, entries, flush_group);
-                    submit.push(Submit::Record { record, payload_blocks, fua });
+                    let sealed = Submit::Record { record, payload_blocks, fua };
+                    if !flush_group && self.runt_follows(state) {
+                        state.held.push(sealed);
+                    } else {
+                        submit.append(&mut state.held);
+                        submit.push(sealed);
+                    }
                 }
                 SealItem::CloseSegment => {
                     state.to_seal.pop_front();
+                    submit.append(&mut state.held);
                     submit.extend(self.close_segment(state));
                 }
             }
@@ -586,6 +621,7 @@ impl LogHead {
             let mut state = self.lock();
             self.seal_ready(&mut state, &mut submit);
         }
+        submit.append(&mut state.held);
         submit
     }
 
