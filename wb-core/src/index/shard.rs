@@ -17,7 +17,7 @@
 
 use super::quotient::{BUCKET_ENTRIES, Geometry, Home};
 use super::{Entry, Index, IndexError};
-use crate::io::buf::prefer_huge_pages;
+use crate::io::buf::{prefer_huge_pages, prefetch};
 use crate::sync::lock;
 use crate::types::BlockAddr;
 use std::collections::{BTreeMap, TryReserveError};
@@ -118,10 +118,9 @@ impl Shard {
     }
 
     pub fn prefetch(&self, geometry: &Geometry, quotient: u64) {
-        // Loads whose results nobody waits for.
         let home = geometry.home(quotient);
-        std::hint::black_box(self.buckets[home.bucket].get(0));
-        std::hint::black_box(self.buckets[geometry.other_bucket(home.bucket, home.key)].get(0));
+        prefetch(&self.buckets[home.bucket]);
+        prefetch(&self.buckets[geometry.other_bucket(home.bucket, home.key)]);
     }
 
     #[inline]

@@ -67,6 +67,18 @@ pub fn prefer_huge_pages<T>(memory: &mut [std::mem::MaybeUninit<T>]) {
     }
 }
 
+/// Asks the processor to fetch what `place` refers to, and waits for nothing.
+#[inline]
+pub fn prefetch<T>(place: &T) {
+    // SAFETY: a prefetch of an address that is valid, which it would not even have to be.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(place).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// A chunk at rest in its pool. Memory of pools is mapped, not allocated: its pages are zeroes that cost nothing before
 /// they are used for the first time, while an aligned allocator would write all of them at start. Or it is a part of a
 /// region, which the pool keeps.

@@ -621,7 +621,6 @@ impl LogHead {
             let mut state = self.lock();
             self.seal_ready(&mut state, &mut submit);
         }
-        submit.append(&mut state.held);
         submit
     }
 
@@ -636,6 +635,8 @@ impl LogHead {
             self.hint(false);
             self.seal_ready(&mut state, &mut submit);
         }
+        // Somebody wants it durable, or short of buffers: it waits for no runt.
+        submit.append(&mut state.held);
         submit
     }
 
