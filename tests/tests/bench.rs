@@ -37,7 +37,8 @@ fn writes_through_the_engine_are_few_and_large_on_the_device() {
     assert!((bytes_per_op - 4096.0).abs() < 1.0, "every operation is 4 KiB: {bytes_per_op}");
     let ratios = &result["ratios"];
     assert!((1.0..1.2).contains(&figure(&ratios["device_bytes_per_user_byte"])), "{ratios}");
-    assert!(figure(&ratios["device_writes_per_user_write"]) < 0.1, "{ratios}");
+    // Two writes per segment of 504 blocks, three where a flush came between. Four would be 0.0079.
+    assert!(figure(&ratios["device_writes_per_user_write"]) < 0.007, "{ratios}");
     for raw in ["seq_write_1m", "rand_write_4k", "write_flush_4k", "rand_read_4k"] {
         assert!(figure(&result["raw"][raw]["iops"]) > 0.0 && figure(&ratios[raw]) > 0.0, "{raw}");
     }
