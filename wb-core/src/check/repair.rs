@@ -41,10 +41,12 @@ pub struct RepairOptions {
     pub boot_id: [u8; 16],
 }
 
-/// True if a daemon that died in this boot left acknowledged writes in memory.
+/// True if a daemon that died in this boot left acknowledged writes in memory. A clean mark does not say otherwise: it
+/// stays from the start on until the first record is on the device, and what is acknowledged may lie in memory before
+/// that. A clean stop leaves no tail.
 pub(super) fn ram_tail_is_alive(found: &Examination, boot_id: [u8; 16]) -> bool {
     let anchor = &found.log.anchor;
-    !found.log.clean && anchor.ram_tail_id != [0; 16] && boot_id != [0; 16] && anchor.boot_id == boot_id
+    anchor.ram_tail_id != [0; 16] && boot_id != [0; 16] && anchor.boot_id == boot_id
 }
 
 /// Repairs what `found`, a fresh look at `disk`, says is wrong. The report names everything that was wrong, what of it

@@ -454,11 +454,22 @@ fn replay_names_rotten_blocks_writes_the_others_and_stays_dirty() {
 
 #[test]
 fn writes_of_a_dead_daemon_in_memory_stop_repair_and_replay() {
+    for clean in [false, true] {
+        in_memory(clean);
+    }
+}
+
+/// `clean`: the daemon began on a clean log, and none of its own records is on the device yet.
+fn in_memory(clean: bool) {
     let mut cache = sample();
     (cache.anchor.boot_id, cache.anchor.ram_tail_id) = ([5; 16], [6; 16]);
-    cache.write_anchor();
+    match clean {
+        true => cache.stop(),
+        false => cache.write_anchor(),
+    }
     Damage::Superblock(0).inflict(&cache, 1);
     let found = look(&cache.disk);
+    assert_eq!(found.log.clean, clean);
     let repairs = RepairOptions { boot_id: [5; 16], ..options() };
     let result = run(repair(&cache.disk, &found, repairs, &mut Vec::new(), &mut |_| {}));
     assert_eq!(result, Err(CheckError::RamTail));
