@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 /// Polls at one instant that count as a busy loop.
-const POLLS_PER_INSTANT_MAX: u64 = 1_000_000;
+const POLLS_PER_INSTANT_MAX: u64 = 300_000;
 /// Polls that one [`Sim::run_until`] may take: a busy loop that goes over a device lets time advance.
 const POLLS_PER_RUN_MAX: u64 = 400_000;
 /// Virtual time that one [`Sim::run`] may take: one hour.
