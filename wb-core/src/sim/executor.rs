@@ -144,6 +144,8 @@ pub(super) struct State {
     pub(super) groups: Vec<Group>,
     polls: u64,
     polls_at_instant: u64,
+    /// Polls of a driver that only looks whether the awaited thing is done: no work of the system under test.
+    excused_polls: u64,
     device_events: u64,
     break_at: Option<BreakAt>,
     digest: u64,
@@ -167,6 +169,10 @@ impl State {
         if self.trace {
             eprintln!("{:>14} {who} {what} {a} {b}", self.now_ns);
         }
+    }
+
+    fn polls_of_the_system(&self) -> u64 {
+        self.polls - self.excused_polls
     }
 
     fn break_reached(&self) -> bool {
@@ -248,6 +254,11 @@ impl Core {
         self.lock().note(who, what, a, b);
     }
 
+    /// The poll of the task that calls this is not counted as one of the system under test.
+    pub(super) fn excuse_poll(&self) {
+        self.lock().excused_polls += 1;
+    }
+
     /// Counts an event at which a power cut makes a difference.
     pub(super) fn device_event(&self) {
         self.lock().device_events += 1;
@@ -325,6 +336,7 @@ impl Sim {
             groups: vec![root],
             polls: 0,
             polls_at_instant: 0,
+            excused_polls: 0,
             device_events: 0,
             break_at: None,
             digest: seed,
@@ -403,13 +415,13 @@ impl Sim {
     /// Runs until `done`, or to the breakpoint, which is then cleared.
     pub fn run_until(&self, done: impl Fn() -> bool) -> Result<Stop, SimFailure> {
         let limit_ns = self.core().now_ns().saturating_add(RUN_NS_MAX);
-        let polls_max = self.core().lock().polls + POLLS_PER_RUN_MAX;
+        let polls_max = self.core().lock().polls_of_the_system() + POLLS_PER_RUN_MAX;
         loop {
             if done() {
                 return Ok(Stop::Done);
             }
             let mut state = self.core().lock();
-            if state.polls > polls_max {
+            if state.polls_of_the_system() > polls_max {
                 return Err(SimFailure::TooManyPolls { polls: POLLS_PER_RUN_MAX, tasks: state.describe_tasks() });
             }
             if state.break_reached() {

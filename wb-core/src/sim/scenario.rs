@@ -22,6 +22,9 @@ use std::rc::Rc;
 /// Bytes of one read when everything is read.
 const VERIFY_BYTES: u64 = 128 << 10;
 
+/// So long the driver looks often whether the clients are done.
+const WATCH_CLOSELY_NS: u64 = 5_000_000_000;
+
 /// What is tested: something that makes a volume out of a cache device and a backing device.
 pub trait System: Clone + 'static {
     /// A running instance.
@@ -318,9 +321,7 @@ pub(super) async fn live<S: System>(
         let rng = SimRng::new(mix(plan.seed ^ mix(life.number << 8 | number)));
         env.spawn(client().work(rng));
     }
-    while shared.clients_running.get() > 0 {
-        env.sleep(50_000).await;
-    }
+    wait_for_clients(&env, &shared).await;
     if life.last {
         client().read_all("last life, read at the end").await;
     }
@@ -348,6 +349,16 @@ pub(super) async fn live<S: System>(
             }
             _ => {}
         }
+    }
+}
+
+/// Looks now and then. A device that is gone for a minute is no work of the system under test, which waits as well.
+async fn wait_for_clients(env: &SimEnv, shared: &Shared) {
+    let start_ns = env.now_ns();
+    while shared.clients_running.get() > 0 {
+        let waited_ns = env.now_ns() - start_ns;
+        env.sleep(if waited_ns < WATCH_CLOSELY_NS { 50_000 } else { 5_000_000 }).await;
+        env.core().excuse_poll();
     }
 }
 
