@@ -8,9 +8,10 @@
 
 use super::Inner;
 use super::counters::count;
+use super::replay::{WRITE_RETRY_DELAY_NS, WRITE_TRIES, is_of_the_place};
 use crate::env::{Env, PlantedBug};
 use crate::format::Geometry;
-use crate::io::{Buf, Disk, Slice};
+use crate::io::{Buf, Disk, IoError, Slice};
 use crate::log::head::Submit;
 use crate::log::record::Record;
 use crate::service::ServiceError;
@@ -231,7 +232,7 @@ impl<E: Env> Inner<E> {
         let Group { offset, data, records, fua, summary, end: _ } = group;
         count(&self.counters.cache_writes, 1);
         count(&self.counters.cache_write_bytes, data.iter().map(|piece| piece.len() as u64).sum());
-        let result = self.cache.write(offset, data, fua).await;
+        let result = self.write_patiently(offset, data, fua).await;
         if let (Err(error), Some(record)) = (&result, records.first()) {
             return self.fail(format!("writing record {} at offset {offset} failed: {error}", record.seq));
         }
@@ -252,6 +253,20 @@ impl<E: Env> Inner<E> {
         }
         self.commit.event.notify_all();
         self.space.notify_all();
+    }
+
+    /// The same bytes to the same place, several times if that may help: they stay as they are until D has passed them.
+    async fn write_patiently(&self, offset: u64, data: Vec<Slice>, fua: bool) -> Result<(), IoError> {
+        let mut attempt = 0;
+        loop {
+            match self.cache.write(offset, data.clone(), fua).await {
+                Err(error) if is_of_the_place(error) && attempt + 1 < WRITE_TRIES && !self.is_failed() => {
+                    self.env.sleep(WRITE_RETRY_DELAY_NS << attempt).await;
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// If no record follows a group commit soon, an anchor tells the device how much is durable: damage to it can then be

@@ -18,6 +18,7 @@ mod read;
 mod reclaim;
 mod recovery;
 mod relog;
+mod replay;
 mod segments;
 mod service;
 mod status;

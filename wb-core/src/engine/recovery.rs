@@ -118,6 +118,16 @@ pub enum OpenError {
         /// How.
         error: IoError,
     },
+    /// A record of the RAM tail cannot be written where it belongs, and there is no other place.
+    #[error(
+        "record {seq} of the RAM tail cannot be written where it belongs, and no other segment of the cache device is \
+         free and good. Nothing is lost while this machine runs: the tail stays. Start again when the device works; \
+         --accept-loss starts without what was not flushed"
+    )]
+    TailNoRoom {
+        /// The record.
+        seq: Seq,
+    },
     /// The log and the RAM tail contradict each other.
     #[error(
         "the log ends at record {head}, the RAM tail at record {tail}. Run wb-check; --accept-loss starts without the tail"
@@ -272,7 +282,7 @@ impl<E: Env> Engine<E> {
     /// Opens a cache, recovers its log and serves it. The calling thread's executor runs the maintenance task.
     pub async fn open(env: &E, options: OpenOptions<E::Disk>) -> Result<Engine<E>, OpenError> {
         let started_ns = env.now_ns();
-        let meta = meta::load(&*options.cache).await?;
+        let mut meta = meta::load(&*options.cache).await?;
         meta.check_writable()?;
         for note in &meta.notes {
             tracing::warn!("{note}");
@@ -288,6 +298,7 @@ impl<E: Env> Engine<E> {
             with_crcs: options.config.verify_reads,
         })?;
         let segments = SegmentTable::new(meta.superblock.geometry);
+        let before = tail::replay(env, &options, &mut meta).await?;
         let mut loading = Loading {
             volume: &volume,
             fresh,
@@ -302,7 +313,6 @@ impl<E: Env> Engine<E> {
             last: None,
             error: None,
         };
-        let before = tail::replay(env, &options, &meta).await?;
         let mut hint = meta.anchor_slots.iter().flatten().map(|anchor| anchor.durable).max().unwrap_or_default();
         if let Before::Replayed { head, .. } = &before {
             hint = hint.max(*head); // all of it is durable now, and the walk must find it

@@ -1,24 +1,20 @@
 //! The RAM tail at start and at the end: what a dead instance left in memory goes to the device before the log is walked,
 //! and this instance gets a tail of its own. [`crate::tail`] has the invariants.
 //!
-//! Replaying writes only what the dead instance would have written itself, and the tail stays until both anchors name
-//! the next one: it may be cut off anywhere, also by a start that is refused afterwards, and is repeated then.
+//! Replaying ([`super::replay`]) writes what the dead instance would have written itself, and the tail stays until both
+//! anchors name the next one: it may be cut off anywhere, also by a start that is refused afterwards, and is repeated.
 
 use super::Inner;
+use super::replay;
 use super::recovery::{OpenError, OpenOptions};
 use crate::env::{Env, PlantedBug};
 use crate::format::Superblock;
-use crate::io::Disk;
 use crate::log::head::HeadStart;
 use crate::meta::CacheMeta;
 use crate::tail::{Examined, Seal, Tail, TailError, TailIdentity, TailLayout, TailName, TailStore, examine};
 use crate::types::*;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
 use uuid::Uuid;
-
-/// Writes in flight during the replay.
-const REPLAY_DEPTH: usize = 8;
 
 /// What the tail of a dead instance gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +25,8 @@ pub struct TailReport {
     pub unsealed: u64,
     /// Slots that it had reserved and not filled: requests it was working on.
     pub unfinished: u64,
+    /// Records that went to another place, because theirs could not be written.
+    pub moved: u64,
 }
 
 /// What the instance before left.
@@ -56,7 +54,7 @@ pub(super) struct OwnTail {
 pub(super) async fn replay<E: Env>(
     env: &E,
     options: &OpenOptions<E::Disk>,
-    meta: &CacheMeta,
+    meta: &mut CacheMeta,
 ) -> Result<Before, OpenError> {
     let anchor = &meta.anchor;
     if anchor.ram_tail_id == [0; 16] || anchor.boot_id != options.boot_id {
@@ -76,9 +74,9 @@ pub(super) async fn replay<E: Env>(
         }
         Err(error) => return Err(error),
     };
-    let report =
-        TailReport { records: found.records.len() as u64, unsealed: found.sealed_now, unfinished: found.unfinished };
-    write_all(&*options.cache, &meta.superblock, &found).await?;
+    let moved = replay::write_all(env, &*options.cache, meta, &found).await?;
+    let records = found.records.len() as u64;
+    let report = TailReport { records, unsealed: found.sealed_now, unfinished: found.unfinished, moved };
     if report.records > 0 {
         tracing::info!(
             "RAM tail: {} records that the last instance had acknowledged and not flushed are on the cache device",
@@ -118,20 +116,6 @@ fn find<E: Env>(
         )));
     }
     Ok(found)
-}
-
-async fn write_all<D: Disk>(cache: &D, superblock: &Superblock, found: &Examined) -> Result<(), OpenError> {
-    if found.records.is_empty() {
-        return Ok(());
-    }
-    let write = |record| async move {
-        let crate::tail::FoundRecord { seq, segment, offset_blocks, .. } = record;
-        let offset = superblock.geometry.block_offset(segment, offset_blocks);
-        let bytes = found.bytes_of(&record).freeze();
-        cache.write(offset.0, vec![bytes], false).await.map_err(|error| OpenError::TailWrite { seq, offset, error })
-    };
-    stream::iter(found.records.iter().copied()).map(write).buffer_unordered(REPLAY_DEPTH).try_collect::<()>().await?;
-    cache.flush().await.map_err(OpenError::Flush)
 }
 
 /// The tail of this instance, complete and not yet named by any anchor.

@@ -10,6 +10,7 @@
 //! | kill of the process | requests in flight take effect, do not, or tear; everything completed stays | nothing acknowledged is lost, if it is kept outside the process |
 //! | read error | EIO, once, at random or from the n-th on | fails that request; clean data comes from the other device |
 //! | write error | EIO, and any mix of old and new sectors in its range | rewrite elsewhere, the data is still in memory |
+//! | unwritable place | each write that touches it fails, and leaves it as it is | as a write error; the next start moves what was meant for it |
 //! | flush error | EIO; nothing became durable, and with `flush_error_drops` no later flush makes it so either | latch: only a rewrite, or a recovery that proves what is there, clears it |
 //! | latent sector error | a sector cannot be read until it is written again | the block is named, the rest goes on |
 //! | unreadable after a tear | the unit being written when power failed gives EIO instead of old or new | beyond D: a torn tail. Below D it cannot happen |

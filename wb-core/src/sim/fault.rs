@@ -122,6 +122,9 @@ pub struct FaultPlan {
     pub flush_error_drops: bool,
     /// Operations that fail by number.
     pub nth: Vec<NthFault>,
+    /// Bytes that cannot be written: each write that touches them fails with EIO, leaves them as they are, and a mix of
+    /// old and new beside them.
+    pub unwritable: Vec<Range<u64>>,
     /// Share of writes after which one of their sectors cannot be read until written again.
     pub latent_ppm: u32,
     /// Share of reads before which one bit of their range has rotted, for good.
@@ -144,4 +147,11 @@ pub struct FaultPlan {
     pub no_write_zeroes: bool,
     /// 4 KiB pages that the thin device can hold; writes beyond fail with [`IoError::NoSpace`].
     pub thin_pages_max: Option<usize>,
+}
+
+impl FaultPlan {
+    /// True if a range touches a place that cannot be written.
+    pub(super) fn is_unwritable(&self, offset: u64, len: u64) -> bool {
+        self.unwritable.iter().any(|place| place.start < offset + len && offset < place.end)
+    }
 }

@@ -121,6 +121,10 @@ impl SimDisk {
             state.counters.write_bytes += content.len();
             state.counters.fua_writes += u64::from(fua);
             let mut error = state.fault(OpKind::Write);
+            if error.is_none() && state.plan.is_unwritable(offset, content.len()) {
+                state.counters.errors += 1;
+                error = Some(IoError::Medium);
+            }
             if error.is_none() && (state.read_only || self.read_only) {
                 error = Some(IoError::ReadOnly);
             }

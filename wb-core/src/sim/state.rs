@@ -127,6 +127,9 @@ impl DeviceState {
     pub(super) fn apply_mix(&mut self, write: &Pending) {
         let units = self.cache_units(write);
         for (offset, len) in tear(units, &mut self.rng) {
+            if self.plan.is_unwritable(offset, len) {
+                continue;
+            }
             let start = (offset - write.offset) as usize;
             let content = match &write.content {
                 Content::Data(data) => Content::Data(data[start..start + len as usize].into()),

@@ -5,6 +5,7 @@
 mod engine;
 mod reference;
 mod scenarios;
+mod unwritable;
 
 use std::ops::Range;
 use wb_core::sim::scenario::{self, Outcome, System};

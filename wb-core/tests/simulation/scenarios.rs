@@ -11,24 +11,28 @@ use wb_core::service::{BlockService, ServiceError};
 use wb_core::sim::{Counters, DeviceConfig, FaultPlan, Medium, NthFault, OpKind, Sim, SimDevice, SimEnv};
 use wb_core::types::*;
 
-const SEGMENT_BYTES: u64 = 64 << 10;
-const SEGMENTS: u64 = 12;
+pub(super) const SEGMENT_BYTES: u64 = 64 << 10;
+pub(super) const SEGMENTS: u64 = 12;
 const CACHE_BYTES: u64 = (SEGMENTS + 1) * SEGMENT_BYTES + (64 << 10);
 /// Payload blocks of a record that fills a segment.
 const WHOLE: usize = 14;
 
 /// Two devices and the engine on them.
-struct Bench {
-    sim: Sim,
-    cache: SimDevice,
-    backing: SimDevice,
-    config: EngineConfig,
-    geometry: Geometry,
+pub(super) struct Bench {
+    pub sim: Sim,
+    pub cache: SimDevice,
+    pub backing: SimDevice,
+    pub config: EngineConfig,
+    pub geometry: Geometry,
 }
 
 impl Bench {
-    fn new(backing_bytes: u64) -> Bench {
-        let sim = Sim::new(1);
+    pub fn new(backing_bytes: u64) -> Bench {
+        Bench::with_seed(1, backing_bytes)
+    }
+
+    pub fn with_seed(seed: u64, backing_bytes: u64) -> Bench {
+        let sim = Sim::new(seed);
         let device = |name: &str, bytes| {
             SimDevice::new(&sim, DeviceConfig::new(name, bytes), Medium::default(), FaultPlan::default())
         };
@@ -53,7 +57,7 @@ impl Bench {
     }
 
     /// A start, `work`, and SIGKILL. The error is that of the start.
-    fn life<T: 'static, F: Future<Output = T>>(
+    pub fn life<T: 'static, F: Future<Output = T>>(
         &self,
         work: impl FnOnce(Engine<SimEnv>, SimEnv) -> F + 'static,
     ) -> Result<T, String> {
@@ -76,7 +80,7 @@ impl Bench {
     }
 
     /// Power fails; every write that was not durable is there, save those in `lost`.
-    fn power_cut_losing(&self, lost: &[SegmentNo]) {
+    pub fn power_cut_losing(&self, lost: &[SegmentNo]) {
         let mut medium = self.cache.view();
         for segment in lost {
             medium.zero(self.geometry.segment_offset(*segment).0, SEGMENT_BYTES);
