@@ -53,7 +53,8 @@ pub(super) async fn write_all<E: Env>(
         .buffer_unordered(REPLAY_DEPTH)
         .collect()
         .await;
-    let failed = outcomes.into_iter().filter_map(|(index, outcome)| Some((index, outcome.err()?))).min_by_key(|at| at.0);
+    let failed =
+        outcomes.into_iter().filter_map(|(index, outcome)| Some((index, outcome.err()?))).min_by_key(|at| at.0);
     let moved = match failed {
         None => 0,
         Some((first, error)) if is_of_the_place(error) => {

@@ -5,8 +5,8 @@
 //! anchors name the next one: it may be cut off anywhere, also by a start that is refused afterwards, and is repeated.
 
 use super::Inner;
-use super::replay;
 use super::recovery::{OpenError, OpenOptions};
+use super::replay;
 use crate::env::{Env, PlantedBug};
 use crate::format::Superblock;
 use crate::log::head::HeadStart;
