@@ -92,7 +92,7 @@ bench: ## measure the project's own goals on the device under BENCH_DIR (10 GiB,
 soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on, resumable
 	tests/soak.sh '$(or $(SEEDS),10000)' '$(or $(SEED_START),1000000)'
 
-fuzz: ## every fuzz target for FUZZ_SECONDS (needs a nightly compiler and cargo-fuzz)
+fuzz: ## every fuzz target for FUZZ_SECONDS (needs a C++ compiler)
 	tests/fuzz.sh '$(or $(FUZZ_SECONDS),60)'
 
 demo: setup ## a filesystem on a cache, killed and recovered
