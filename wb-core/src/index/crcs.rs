@@ -1,7 +1,7 @@
 //! The CRC of every slot.
 
 use super::IndexError;
-use crate::io::buf::prefer_huge_pages;
+use super::memory::{NoMemory, zeroed};
 use crate::types::Slot;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,10 +18,7 @@ impl CrcTable {
     pub fn new(slots: u64) -> Result<CrcTable, IndexError> {
         let error = IndexError::OutOfMemory { bytes: slots.saturating_mul(4) };
         let len = usize::try_from(slots).map_err(|_| error)?;
-        let mut crcs = Vec::new();
-        crcs.try_reserve_exact(len).map_err(|_| error)?;
-        prefer_huge_pages(crcs.spare_capacity_mut());
-        crcs.resize_with(len, || AtomicU32::new(0));
+        let crcs = zeroed(len).map_err(|NoMemory| error)?;
         Ok(CrcTable { crcs })
     }
 

@@ -15,12 +15,13 @@
 //! **Locking.** Buckets are atomic words, so that `Shard::prefetch` may touch them without the lock; they are read
 //! for their value and written under the shard's mutex only, hence relaxed.
 
+use super::memory::{NoMemory, zeroed};
 use super::quotient::{BUCKET_ENTRIES, Geometry, Home};
 use super::{Entry, Index, IndexError};
-use crate::io::buf::{prefer_huge_pages, prefetch};
+use crate::io::buf::prefetch;
 use crate::sync::lock;
 use crate::types::BlockAddr;
-use std::collections::{BTreeMap, TryReserveError};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -40,8 +41,8 @@ pub enum Action {
     Remove,
 }
 
-#[derive(Default)]
-#[repr(align(64))]
+#[derive(Default, zerocopy::FromZeros)]
+#[cfg_attr(not(feature = "sim"), repr(align(64)))] // only untouched zeroes of a small alignment cost nothing
 struct Bucket([AtomicU64; BUCKET_ENTRIES]);
 
 impl Bucket {
@@ -98,13 +99,10 @@ enum Place {
 }
 
 impl Shard {
-    pub fn new(geometry: &Geometry) -> Result<Shard, TryReserveError> {
-        let mut buckets = Vec::new();
-        buckets.try_reserve_exact(geometry.buckets())?;
-        prefer_huge_pages(buckets.spare_capacity_mut());
-        buckets.resize_with(geometry.buckets(), Bucket::default);
+    pub fn new(geometry: &Geometry) -> Result<Shard, NoMemory> {
+        let buckets = zeroed(geometry.buckets())?;
         let mut search = Vec::new();
-        search.try_reserve_exact(SEARCH_NODES_MAX)?;
+        search.try_reserve_exact(SEARCH_NODES_MAX).map_err(|_| NoMemory)?;
         let state = Mutex::new(State { search, ..State::default() });
         Ok(Shard { buckets, len: AtomicU64::new(0), dirty: AtomicU64::new(0), state })
     }

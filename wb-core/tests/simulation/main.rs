@@ -3,6 +3,7 @@
 //! `WB_SEED=n` replays one seed (with `WB_TRACE=1` every event is printed), `WB_SEEDS=n WB_SEED_START=s` run a range.
 
 mod engine;
+mod large;
 mod reference;
 mod scenarios;
 mod unwritable;
