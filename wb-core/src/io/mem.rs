@@ -89,6 +89,31 @@ impl MemDisk {
         let fresh = State { visible: pages.clone(), durable: pages, ..State::default() };
         MemDisk { geometry: self.geometry, state: Arc::new(Mutex::new(fresh)) }
     }
+    /// The disks that a power cut now may leave, whole writes only: all of them if there are at most `max`, else none
+    /// kept, all kept, each write alone kept and alone lost, and drawn ones up to `max`. Each with the set of the writes
+    /// that were kept, bit 0 being the oldest.
+    pub fn every_cut(&self, max: usize) -> Vec<(u128, MemDisk)> {
+        let writes = self.pending().min(127);
+        let all = (1u128 << writes) - 1;
+        let mut kept: std::collections::BTreeSet<u128> = if all < max as u128 {
+            (0..=all).collect()
+        } else {
+            let ones = (0..writes).map(|write| 1u128 << write);
+            [0, all].into_iter().chain(ones.flat_map(|one| [one, all & !one])).collect()
+        };
+        let mut state = all as u64 ^ 0x9e37_79b9_7f4a_7c15;
+        while kept.len() < max && all >= max as u128 {
+            // splitmix64 (public domain, S. Vigna), twice.
+            let word = [(); 2].map(|()| {
+                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb)
+            });
+            kept.insert((u128::from(word[0]) << 64 | u128::from(word[1])) & all);
+        }
+        let disk = |kept: u128| (kept, self.after_cut(|write, _| kept >> write.min(127) & 1 == 1));
+        kept.into_iter().map(disk).collect()
+    }
     /// Number of unflushed writes.
     pub fn pending(&self) -> usize {
         self.state().pending.len()
