@@ -8,6 +8,7 @@ use super::examine::Examination;
 use super::repair::Backup;
 use crate::format::{Anchor, Entry, RecordFlags, RecordHeader, SummaryUsage};
 use crate::io::{Disk, IoError};
+use crate::log::scan::read_summary;
 use crate::meta::{next_anchor_generation, read_at, write_anchor_both, write_at};
 use crate::types::*;
 
@@ -18,7 +19,13 @@ pub(super) fn unserved(anchor: &Anchor, now_unix_ns: u64) -> Anchor {
 
 /// Makes the log end for good where it was found to end. Returns the anchor that says so, with the generation that the
 /// next one needs.
-pub(super) async fn settle<D: Disk>(disk: &D, found: &Examination, now_unix_ns: u64) -> Result<Anchor, CheckError> {
+pub(super) async fn settle<D: Disk>(
+    disk: &D,
+    found: &Examination,
+    backup: &mut impl Backup,
+    now_unix_ns: u64,
+) -> Result<Anchor, CheckError> {
+    forget_dropped(disk, found, backup).await?;
     disk.flush().await.map_err(CheckError::Cache)?;
     let mut anchor = unserved(&found.log.anchor, now_unix_ns);
     anchor.generation = next_anchor_generation(disk, &found.superblock).await;
@@ -28,6 +35,38 @@ pub(super) async fn settle<D: Disk>(disk: &D, found: &Examination, now_unix_ns: 
     anchor.durable = found.log.head;
     anchor.generation = write_anchor_both(disk, &found.superblock, &anchor).await?.saturating_add(1);
     Ok(anchor)
+}
+
+/// Clears what would lead on from the end of the log in an epoch to come: the header of the record that was cut off there,
+/// and summaries that name such records. What is appended goes to a segment of its own and does not overwrite them, and
+/// two epochs later their numbers are below the newest epoch's start again [record 5 dropped; a repair appends another
+/// record 5 in the next segment; after the start behind that the walk takes the dropped one, and the other is in its way].
+async fn forget_dropped<D: Disk>(disk: &D, found: &Examination, backup: &mut impl Backup) -> Result<(), CheckError> {
+    let superblock = &found.superblock;
+    let geometry = &superblock.geometry;
+    let (last, block) = found.log.next;
+    let mut doomed: Vec<ByteOffset> = Vec::new();
+    if block > 0 && block < geometry.record_blocks() {
+        let offset = geometry.block_offset(last, block);
+        let bytes = read_at(disk, offset, BLOCK_BYTES).await;
+        let decode = |bytes: &[u8]| {
+            RecordHeader::decode(bytes, geometry, last, block, superblock.uuid, superblock.secret).is_ok()
+        };
+        doomed.extend(bytes.is_ok_and(|bytes| decode(&bytes)).then_some(offset));
+    }
+    let behind = std::iter::successors(Some(geometry.next_segment(last)), |at| Some(geometry.next_segment(*at)));
+    let next_good = behind.take(geometry.segments as usize).find(|segment| !found.bad.is_bad(*segment));
+    for segment in std::iter::once(last).chain(next_good) {
+        if read_summary(disk, superblock, segment).await.is_ok_and(|summary| summary.last_seq() > found.log.head) {
+            let blocks = geometry.record_blocks()..geometry.segment_blocks();
+            doomed.extend(blocks.map(|block| geometry.block_offset(segment, block)));
+        }
+    }
+    for offset in doomed {
+        save(disk, offset, backup).await?;
+        write_at(disk, offset, &[0; BLOCK_BYTES]).await.map_err(CheckError::Cache)?;
+    }
+    Ok(())
 }
 
 /// Appends `entries` to a log that was settled with `anchor`, and makes them durable. Returns the new head.

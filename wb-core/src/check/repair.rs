@@ -154,6 +154,7 @@ async fn repair_in_place<D: Disk>(
         if found.rebuilt_anchor.is_some() {
             anchor = unserved(&anchor, options.now_unix_ns);
         }
+        disk.flush().await.map_err(CheckError::Cache)?;
         anchor.generation = next_anchor_generation(disk, superblock).await;
         write_anchor_both(disk, superblock, &anchor).await?;
     }
@@ -198,7 +199,7 @@ async fn repair_by_append<D: Disk>(
     options: RepairOptions,
     backup: &mut impl Backup,
 ) -> Result<(), CheckError> {
-    let mut anchor = settle(disk, found, options.now_unix_ns).await?;
+    let mut anchor = settle(disk, found, backup, options.now_unix_ns).await?;
     let mut tail = (anchor.log_tail, anchor.log_tail_segment);
     let mut entries: Vec<Entry> = Vec::new();
     if let Some(below) = found.stale_below {

@@ -69,7 +69,7 @@ pub async fn replay<C: Disk, B: Disk>(
     // Recovered records are made durable before anything relies on them.
     let mut anchor = match found.log.clean {
         true => found.log.anchor.clone(),
-        false => settle(cache, found, options.now_unix_ns).await?,
+        false => settle(cache, found, &mut Vec::new(), options.now_unix_ns).await?,
     };
     let mut run = Replay { cache, backing, found, volume, report: ReplayReport::default() };
     run.report.poisoned = found.log.live.poisoned_blocks();
@@ -80,6 +80,8 @@ pub async fn replay<C: Disk, B: Disk>(
     if report.is_complete() {
         let mark = CleanMark { head: found.log.head, segment: found.log.next.0 };
         anchor = unserved(&anchor, options.now_unix_ns);
+        // The newest anchor must be durable before the other slot is written: a run before this one may have been killed.
+        cache.flush().await.map_err(CheckError::Cache)?;
         anchor.generation = next_anchor_generation(cache, &found.superblock).await;
         anchor.durable = found.log.head;
         anchor.dirty_tail = found.log.head.next();

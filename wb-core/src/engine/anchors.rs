@@ -1,4 +1,8 @@
 //! Anchors: one writer at a time, generations rising.
+//!
+//! At any time one slot holds an anchor that is known to be durable, and only the other one is written. An anchor that was
+//! written without a flush is therefore followed by one in the same slot [anchor told in slot 0 and not flushed, the next
+//! one on its way to slot 1, power fails: both slots torn, no anchor at all].
 
 use super::Inner;
 use super::counters::count;
@@ -7,16 +11,19 @@ use crate::format::{Anchor, CleanMark, ProbeSet};
 use crate::meta::{self, MetaError};
 use crate::sync::AsyncLock;
 use crate::types::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(super) struct AnchorState {
     lock: AsyncLock,
     current: Mutex<Anchor>,
+    /// The newest anchor was not flushed; the durable one is in the other slot. Changed by the holder of the lock.
+    volatile: AtomicBool,
 }
 
 impl AnchorState {
     pub fn new(anchor: Anchor) -> AnchorState {
-        AnchorState { lock: AsyncLock::new(), current: Mutex::new(anchor) }
+        AnchorState { lock: AsyncLock::new(), current: Mutex::new(anchor), volatile: AtomicBool::new(false) }
     }
     /// Log tail and dirty tail, as last anchored.
     pub fn tails(&self) -> (Seq, Seq) {
@@ -44,7 +51,8 @@ pub(super) struct Tails {
 impl<E: Env> Inner<E> {
     fn next_anchor(&self) -> Anchor {
         let mut anchor = self.anchors.current.lock().expect("not poisoned").clone();
-        anchor.generation += 1;
+        // Even and odd generations have a slot each.
+        anchor.generation += if self.anchors.volatile.load(Ordering::SeqCst) { 2 } else { 1 };
         anchor.durable = self.head.durable().0;
         anchor.clean = None;
         anchor.counters = self.counters.snapshot();
@@ -67,7 +75,10 @@ impl<E: Env> Inner<E> {
         count(&self.counters.cache_writes, 1);
         count(&self.counters.cache_write_bytes, BLOCK_BYTES_U64);
         match meta::write_anchor_one(&*self.cache, &self.superblock, &anchor).await {
-            Ok(()) => self.anchored(anchor),
+            Ok(()) => {
+                self.anchors.volatile.store(true, Ordering::SeqCst);
+                self.anchored(anchor);
+            }
             Err(error) => tracing::warn!("{error}"),
         }
     }
@@ -123,6 +134,7 @@ impl<E: Env> Inner<E> {
         count(&self.counters.cache_write_bytes, 2 * BLOCK_BYTES_U64);
         count(&self.counters.cache_flushes, 2);
         anchor.generation = meta::write_anchor_both(&*self.cache, &self.superblock, &anchor).await?;
+        self.anchors.volatile.store(false, Ordering::SeqCst);
         self.anchored(anchor);
         Ok(())
     }

@@ -473,6 +473,13 @@ async fn settle<E: Env>(
         table.next_id += 1;
         table.volumes.push(volume.clone());
         meta::write_volumes(&*options.cache, &meta.superblock, &table).await?;
+    } else if meta.volumes_uneven {
+        // The first attach was cut off between the two copies, or one has rotted. The next damage must not hit the only
+        // one that is left. A device that cannot write it again is not worse than it was.
+        match meta::write_volumes(&*options.cache, &meta.superblock, &meta.volumes).await {
+            Ok(()) => tracing::info!("both copies of the volume table are whole again"),
+            Err(error) => tracing::warn!("the second copy of the volume table could not be restored: {error}"),
+        }
     }
     if options.config.has_bug(PlantedBug::ServeBeforeFlush) && !fresh {
         return Ok(anchor);

@@ -2,9 +2,9 @@
 //!
 //! Everything here exists twice. Rules that hold for every writer:
 //! * The copy that counts now is never written first: a torn write leaves it. Between the two copies lies a flush.
-//! * Generations rise by one with each write; the newest valid copy counts.
-//! * The anchor of generation g lives in slot g % 2. So the next anchor always goes to the slot that does not hold the
-//!   newest, and an anchor found in the wrong slot (a misdirected write) does not count.
+//! * Generations rise with each write; the newest valid copy counts.
+//! * The anchor of generation g lives in slot g % 2. The next anchor always goes to the slot that does not hold the newest
+//!   durable one, and an anchor found in the wrong slot (a misdirected write) does not count.
 
 mod format;
 #[cfg(test)]

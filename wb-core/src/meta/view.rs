@@ -57,6 +57,8 @@ pub struct CacheMeta {
     pub anchor: Anchor,
     /// Both slots, `None` where damaged: D is the maximum over both.
     pub anchor_slots: [Option<Anchor>; 2],
+    /// One of the volume tables is damaged or older: the other one alone says what the log belongs to.
+    pub volumes_uneven: bool,
     /// Copies that are damaged or older than they should be, for the log.
     pub notes: Vec<String>,
 }
@@ -279,6 +281,7 @@ impl MetaView {
             bad_segments: self.bad_segments()?,
             anchor: anchor.clone(),
             anchor_slots: [self.anchors[0].clone().ok(), self.anchors[1].clone().ok()],
+            volumes_uneven: !matches!(&self.volumes, [Ok(first), Ok(last)] if first == last),
             notes: self.notes(),
             superblock,
         })

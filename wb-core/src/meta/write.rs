@@ -10,7 +10,8 @@ fn failed(what: &'static str) -> impl Fn(IoError) -> MetaError {
     move |error| MetaError::Io { what, error }
 }
 
-/// Both copies, a flush after each. `counts` is the copy that counts now; it is written last.
+/// Both copies, a flush after each. `counts` is the copy that counts now; it is written last. A flush comes first: a
+/// process that died may have written that copy and not flushed it.
 async fn write_both<D: Disk>(
     disk: &D,
     offsets: [ByteOffset; 2],
@@ -18,6 +19,7 @@ async fn write_both<D: Disk>(
     counts: Option<usize>,
     what: &'static str,
 ) -> Result<(), MetaError> {
+    disk.flush().await.map_err(failed(what))?;
     let first = usize::from(counts == Some(0));
     for copy in [first, 1 - first] {
         write_at(disk, offsets[copy], block).await.map_err(failed(what))?;
@@ -59,16 +61,17 @@ pub async fn write_bad_segments<D: Disk>(
     Ok(())
 }
 
-/// Writes one anchor into the slot of its generation, which must be one more than that of the newest anchor on the
-/// device: then the newest stays whole if this write tears. No flush: nobody may rely on it before one.
+/// Writes one anchor into the slot of its generation, which must be higher than all on the device, and such that the
+/// newest *durable* anchor is in the other slot: then that one stays whole if this write tears. No flush: nobody may rely
+/// on it before one, and the next anchor goes to the same slot unless there was one.
 pub async fn write_anchor_one<D: Disk>(disk: &D, superblock: &Superblock, anchor: &Anchor) -> Result<(), MetaError> {
     let offset = superblock.geometry.anchor_offset((anchor.generation % 2) as usize);
     let block = anchor.encode(superblock.uuid, superblock.secret);
     write_at(disk, offset, &block).await.map_err(failed("writing an anchor"))
 }
 
-/// Writes an anchor into both slots, a flush after each: as generation g (that of `anchor`, one more than the newest
-/// on the device) into the slot that the newest does not hold, then as g + 1 into the other. For anchors that raise
+/// Writes an anchor into both slots, a flush after each: as generation g (that of `anchor`, higher than all on the
+/// device) into the slot that does not hold the newest durable one, then as g + 1 into the other. For anchors that raise
 /// the epoch or permit reuse: afterwards either slot may be lost. Returns g + 1, the generation of the newest anchor.
 pub async fn write_anchor_both<D: Disk>(disk: &D, superblock: &Superblock, anchor: &Anchor) -> Result<u64, MetaError> {
     let mut copy = anchor.clone();

@@ -31,6 +31,11 @@ impl SimEnv {
         self.alive.load(Ordering::Relaxed)
     }
 
+    /// Most tasks of the group at once so far.
+    pub fn tasks_max(&self) -> usize {
+        self.core.lock().groups[self.group as usize].tasks_max
+    }
+
     pub(super) fn alive_flag(&self) -> Arc<AtomicBool> {
         self.alive.clone()
     }
@@ -53,7 +58,9 @@ impl SimEnv {
         let (runnable, handle) = async_task::spawn_local(future, schedule);
         let mut state = core.lock();
         let priority = state.rng.next_u64();
-        state.groups[group as usize].tasks.insert(number, TaskInfo { handle, place, priority });
+        let this = &mut state.groups[group as usize];
+        this.tasks.insert(number, TaskInfo { handle, place, priority });
+        this.tasks_max = this.tasks_max.max(this.tasks.len());
         drop(state);
         runnable.schedule();
     }

@@ -127,6 +127,8 @@ pub(super) struct Group {
     name: String,
     alive: Arc<AtomicBool>,
     pub(super) tasks: BTreeMap<u64, TaskInfo>,
+    /// Most tasks at once so far.
+    pub(super) tasks_max: usize,
 }
 
 pub(super) struct State {
@@ -321,7 +323,7 @@ impl Sim {
         let style = rng.pick(&[Style::Random, Style::Random, Style::Fifo, Style::Priority]);
         let yield_ppm = rng.pick(&[0, 20_000, 200_000, 500_000]);
         let alive = Arc::new(AtomicBool::new(true));
-        let root = Group { name: "root".into(), alive: alive.clone(), tasks: BTreeMap::new() };
+        let root = Group { name: "root".into(), alive: alive.clone(), tasks: BTreeMap::new(), tasks_max: 0 };
         let state = State {
             rng,
             env_rng: SimRng::derive(seed, "env"),
@@ -371,7 +373,7 @@ impl Sim {
         let alive = Arc::new(AtomicBool::new(true));
         let mut state = self.core().lock();
         let group = state.groups.len() as u32;
-        state.groups.push(Group { name: name.into(), alive: alive.clone(), tasks: BTreeMap::new() });
+        state.groups.push(Group { name: name.into(), alive: alive.clone(), tasks: BTreeMap::new(), tasks_max: 0 });
         SimEnv { core: self.core().clone(), group, alive }
     }
 

@@ -4,7 +4,7 @@ use super::Medium;
 use super::executor::Stop;
 use super::fault::FaultPlan;
 use super::model::Crash;
-use super::scenario::{Life, System, World, live};
+use super::scenario::{Life, System, World, live, name_silent_losses};
 use super::workload::Hardship;
 use std::ops::Range;
 
@@ -61,7 +61,7 @@ pub struct Recovered {
 impl<S: System> World<S> {
     /// Everything that happens between the end of a life and the next start.
     pub(super) fn between_lives(&mut self, number: u64) {
-        self.name_silent_losses();
+        name_silent_losses(&self.plan, &self.devices[0], &self.shared);
         let tools = self.offline_rng.below(100) < self.plan.tools_percent;
         let mut damaged = false;
         if self.plan.hardship == Hardship::Damage && number + 1 < self.plan.lives {
@@ -89,14 +89,6 @@ impl<S: System> World<S> {
         self.sim.lose_memory();
         self.devices.iter().for_each(super::SimDevice::power_cut);
         self.shared.model.borrow_mut().crash(Crash::PowerCut);
-    }
-
-    /// Where devices lied, what they hold may be any older state; what is said to be lost is then too much to say.
-    fn name_silent_losses(&mut self) {
-        let counters = self.devices[0].counters();
-        if self.plan.hardship.is_silent() && counters.silent_faults + counters.errors > 0 {
-            self.shared.model.borrow_mut().lose_all();
-        }
     }
 
     /// A start that ends as soon as the system is ready, so that everything there is has been said to be durable.

@@ -84,8 +84,10 @@ pub trait Running: Clone + 'static {
     fn recovered(&self) -> Option<Recovered> {
         None
     }
-    /// Why a bound of memory or of a queue does not hold, if one does not. Called when a life ends by itself.
-    fn out_of_bounds(&self) -> Option<String> {
+    /// Why a bound of memory or of a queue does not hold, if one does not. Called when a life ends by itself, after all
+    /// requests were answered. `tasks_max` is the most tasks that the system had at once in this life.
+    fn out_of_bounds(&self, tasks_max: usize) -> Option<String> {
+        let _ = tasks_max;
         None
     }
 }
@@ -123,6 +125,8 @@ pub struct Outcome {
     pub named: u64,
     /// Runs that ended because a repair refused.
     pub refused: u64,
+    /// Most tasks of the system under test at once, in lives that ended by themselves.
+    pub tasks_max: usize,
     /// Virtual time.
     pub virtual_ns: u64,
 }
@@ -140,6 +144,8 @@ pub(super) struct Shared {
     pub(super) refused: Cell<bool>,
     /// Losses named by reads that fail.
     pub(super) named: Cell<u64>,
+    /// Most tasks of the system under test at once, in lives that ended by themselves.
+    pub(super) tasks_max: Cell<usize>,
     /// What the offline checker expects of the next start.
     pub(super) expected: RefCell<Option<Inspection>>,
 }
@@ -300,6 +306,8 @@ pub(super) async fn live<S: System>(
         Err(error) => return shared.fail(format!("life {}: start refused: {error}", life.number)),
     };
     compare_with_checker(&running, &plan, &shared, life);
+    // What rots while the start reads it may be the newest flushed record, of which nothing else tells that it was.
+    name_silent_losses(&plan, cache, &shared);
     shared.ready.set(true);
     let client = || Client {
         env: env.clone(),
@@ -336,7 +344,10 @@ pub(super) async fn live<S: System>(
     if life.last {
         compare_backing(backing, &plan, &shared);
     }
-    if let Some(problem) = running.out_of_bounds() {
+    // Tasks that are not the system's: the clients, this one, and the one that lets a device vanish.
+    let own_tasks = plan.clients as usize + 2;
+    shared.tasks_max.set(shared.tasks_max.get().max(env.tasks_max().saturating_sub(own_tasks)));
+    if let Some(problem) = running.out_of_bounds(env.tasks_max().saturating_sub(own_tasks)) {
         shared.fail(format!("life {}: {problem}", life.number));
     }
     if life.stop {
@@ -359,6 +370,15 @@ async fn wait_for_clients(env: &SimEnv, shared: &Shared) {
         let waited_ns = env.now_ns() - start_ns;
         env.sleep(if waited_ns < WATCH_CLOSELY_NS { 50_000 } else { 5_000_000 }).await;
         env.core().excuse_poll();
+    }
+}
+
+/// Where the cache device lied or rotted, what it holds after a crash may be any older state; what a tool says to be lost
+/// is then too much to say.
+pub(super) fn name_silent_losses(plan: &Plan, cache: &SimDevice, shared: &Shared) {
+    let counters = cache.counters();
+    if plan.hardship.is_silent() && counters.silent_faults + counters.errors > 0 {
+        shared.model.borrow_mut().lose_all();
     }
 }
 
@@ -428,6 +448,7 @@ impl Outcome {
         self.refusals += other.refusals;
         self.named += other.named;
         self.refused += other.refused;
+        self.tasks_max = self.tasks_max.max(other.tasks_max);
         self.virtual_ns += other.virtual_ns;
     }
 
@@ -435,7 +456,8 @@ impl Outcome {
     pub fn line(&self) -> String {
         format!(
             "{} crashes ({} in recovery, {} in offline tools), {} ends without power cut, {} requests, {} failed by devices, {} clean stops, {} \
-             offline tools, damaged {} times, {} silent faults, {} starts refused, {} losses named, {} repairs refused",
+             offline tools, damaged {} times, {} silent faults, {} starts refused, {} losses named, {} repairs refused, \
+             at most {} tasks",
             self.crashes,
             self.crashes_in_recovery,
             self.crashes_in_tools,
@@ -448,7 +470,8 @@ impl Outcome {
             self.silent_faults,
             self.refusals,
             self.named,
-            self.refused
+            self.refused,
+            self.tasks_max
         )
     }
 }
@@ -484,6 +507,7 @@ impl<S: System> World<S> {
             errors: Cell::new(0),
             refused: Cell::new(false),
             named: Cell::new(0),
+            tasks_max: Cell::new(0),
             expected: RefCell::default(),
         };
         let rng = SimRng::derive(plan.seed, "scenario");
@@ -712,6 +736,7 @@ pub fn run_traced<S: System>(system: &S, plan: &Plan, trace: bool) -> Outcome {
     let World { sim, devices, shared, mut outcome, .. } = world;
     outcome.silent_faults = devices.iter().map(|device| device.counters().silent_faults).sum();
     outcome.named += shared.named.get();
+    outcome.tasks_max = shared.tasks_max.get();
     outcome.failures = shared.failures.take();
     outcome.failures.truncate(4);
     outcome.requests = shared.answered.get();

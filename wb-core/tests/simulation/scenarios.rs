@@ -2,13 +2,17 @@
 
 use crate::engine::{open, small_settings};
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use wb_core::engine::{Engine, EngineConfig};
 use wb_core::env::{Env, PlantedBug};
 use wb_core::format::Geometry;
 use wb_core::io::IoError;
 use wb_core::meta::{self, FormatOptions};
 use wb_core::service::{BlockService, ServiceError};
-use wb_core::sim::{Counters, DeviceConfig, FaultPlan, Medium, NthFault, OpKind, Sim, SimDevice, SimEnv};
+use wb_core::sim::{
+    BreakAt, Counters, DeviceConfig, FaultPlan, Medium, NthFault, OpKind, Sim, SimDevice, SimEnv, Stop,
+};
 use wb_core::types::*;
 
 pub(super) const SEGMENT_BYTES: u64 = 64 << 10;
@@ -279,13 +283,89 @@ fn l13_an_idle_device_with_periodic_flushes_writes_nothing() {
     assert_eq!(cost, Ok(((0, 0), 0)));
 }
 
+/// The first attach is cut off between the two copies of the volume table: the next start completes the pair, so that
+/// either may be lost afterwards.
+#[test]
+fn a_first_attach_cut_off_anywhere_leaves_no_single_volume_table() {
+    let mut uneven = 0;
+    for cut in 0.. {
+        let bench = Bench::new(4 << 20);
+        let env = bench.sim.group("first attach");
+        let (cache, backing) = (bench.cache.open(&env), bench.backing.open(&env));
+        let (inner, config) = (env.clone(), bench.config.clone());
+        let started = bench.sim.start(&env, async move { open(&inner, cache, backing, config).await.map(|_| ()) });
+        let (_, events, _) = bench.sim.progress();
+        bench.sim.set_break(Some(BreakAt::DeviceEvent(events + cut)));
+        let stop = bench.sim.run_until(|| started.is_done()).expect("attaches");
+        bench.sim.set_break(None);
+        bench.sim.kill(&env);
+        bench.cache.power_cut();
+        bench.backing.power_cut();
+        bench.sim.lose_memory();
+        let disk = bench.cache.open(&bench.sim.env());
+        let uneven_now = bench.sim.run(async move { meta::load(&disk).await.expect("loads").volumes_uneven });
+        uneven += u64::from(uneven_now.expect("loads"));
+        bench
+            .life(|engine, _| async move {
+                put(&engine, 3, 1, 8).await;
+                engine.volume().flush().await.expect("flushes");
+            })
+            .expect("starts");
+        bench.power_cut_losing(&[]);
+        let whole = bench.cache.view();
+        for copy in 0..2 {
+            let mut damaged = whole.clone();
+            damaged.zero(bench.geometry.volumes_offset(copy).0, 4096);
+            bench.restore(damaged);
+            let read = bench.life(|engine, _| async move { get(&engine, 3).await });
+            assert_eq!(read, Ok(8), "cut at event {cut}, then copy {copy} is lost");
+        }
+        if stop == Stop::Done {
+            break;
+        }
+    }
+    assert!(uneven > 0, "no cut hit between the two copies");
+}
+
 fn fails_for_ever(op: OpKind) -> FaultPlan {
     let fault = NthFault { op, nth: 1, forever: true, error: IoError::Medium };
     FaultPlan { nth: vec![fault], ..FaultPlan::default() }
 }
 
+/// Counts warnings and errors.
+#[derive(Clone, Default)]
+struct LogLines(Arc<AtomicU64>);
+
+impl tracing::Subscriber for LogLines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= tracing::Level::INFO
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// What is logged, from info on, while `work` runs.
+fn log_lines(work: impl FnOnce()) -> u64 {
+    let lines = LogLines::default();
+    tracing::subscriber::with_default(lines.clone(), work);
+    lines.0.load(Ordering::Relaxed)
+}
+
 #[test]
 fn l6_a_failing_cache_device_gives_eio_and_no_spin() {
+    let lines = log_lines(failing_cache_device);
+    assert!((1..20).contains(&lines), "{lines} log lines for 200 failing writes and a minute of waiting");
+}
+
+fn failing_cache_device() {
     let bench = Bench::new(4 << 20);
     let device = bench.cache.clone();
     let attempts = bench.life(move |engine, env| async move {
@@ -310,6 +390,11 @@ fn l6_a_failing_cache_device_gives_eio_and_no_spin() {
 
 #[test]
 fn l7_a_failing_disk_keeps_its_blocks_dirty_and_is_retried_slowly() {
+    let lines = log_lines(failing_disk);
+    assert!((1..20).contains(&lines), "{lines} log lines in two minutes of tries");
+}
+
+fn failing_disk() {
     let bench = Bench::new(4 << 20);
     let device = bench.backing.clone();
     let done = bench.life(move |engine, env| async move {
