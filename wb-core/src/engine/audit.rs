@@ -39,8 +39,8 @@ impl<E: Env> Engine<E> {
         if records > buffers as u64 {
             return Some(format!("{records} records are kept for a flush, in {buffers} buffers"));
         }
-        // One for each write of a record, one for maintenance, one for a round of group commit, one or two for anchors.
-        if tasks_max > buffers + 4 {
+        // One for each write of a record, one for maintenance, one for a round of group commit, a few for anchors and reclaim.
+        if tasks_max > buffers + 8 {
             return Some(format!("{tasks_max} tasks at once, with {buffers} record buffers"));
         }
         None
