@@ -418,6 +418,7 @@ fn replay_may_be_cut_off_at_every_write_of_either_device() {
         for at in 0..disks.len().max(devices.len()) {
             let (kept, device) = &devices[at % devices.len()];
             let (kept_of_disk, disk) = &disks[at % disks.len()];
+            let [device, disk] = &[device, disk].map(|disk| disk.after_cut(|_, _| true));
             let what = format!("cut after {writes}, kept {kept:#b} and {kept_of_disk:#b}");
             let before = look(device);
             assert_eq!(before.report().verdict(), Verdict::Clean, "{what}");

@@ -408,5 +408,5 @@ fn planted_superseding_beyond_durable_is_found() {
 #[test]
 fn planted_bugs_of_the_ram_tail_are_found() {
     assert_found(PlantedBug::AckBeforePublication, 40, killing_plan);
-    assert_found(PlantedBug::ForgetUnfinishedSlots, 200, killing_plan);
+    assert_found(PlantedBug::ForgetUnfinishedSlots, 400, killing_plan);
 }
