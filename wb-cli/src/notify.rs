@@ -15,6 +15,9 @@ pub enum Notification<'a> {
     Status(&'a str),
     /// The daemon is stopping; with a status line.
     Stopping(&'a str),
+    /// Another program takes the place of this one in this process and will say that it is ready; with a status line.
+    /// `Stopping` would make the service manager wait for the end of the process.
+    Reloading(&'a str),
     /// Start or stop needs this much longer than the unit allows, from now on, in microseconds.
     ExtendTimeoutUsec(u64),
 }
@@ -27,6 +30,12 @@ impl Notification<'_> {
             Notification::Ready(status) => format!("READY=1\nSTATUS={}", line(status)),
             Notification::Status(status) => format!("STATUS={}", line(status)),
             Notification::Stopping(status) => format!("STOPPING=1\nSTATUS={}", line(status)),
+            Notification::Reloading(status) => {
+                // The time is asked for by Type=notify-reload alone.
+                let usec = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+                    .map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1_000);
+                format!("RELOADING=1\nMONOTONIC_USEC={usec}\nSTATUS={}", line(status))
+            }
             Notification::ExtendTimeoutUsec(usec) => format!("EXTEND_TIMEOUT_USEC={usec}"),
         }
     }

@@ -99,6 +99,10 @@ impl Drop for Out {
 pub fn table<const N: usize>(heads: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(heads);
+    // A serial console says that it has no columns.
+    if table.width().is_some_and(|width| width < 20) {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
     table
 }
 

@@ -4,11 +4,13 @@ use crate::devices;
 use crate::serve::{Daemon, Ending};
 use crate::ublk;
 use anyhow::Context as _;
+use clap::CommandFactory as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::rc::Rc;
 use tracing::{debug, warn};
 use wb_cli::control::{LINE_BYTES_MAX, Request, Response, Setting, WorkProgress, parse_request, to_line};
+use wb_cli::daemon_args::DaemonArgs;
 use wb_cli::json::status::{Counters, RamTail, State, Status, VolumeStatus};
 use wb_core::format;
 use wb_core::io::Buf;
@@ -235,7 +237,7 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
         dirty_bytes: now.dirty_bytes,
         cached_bytes: now.cached_bytes,
         export: daemon.exports(),
-        clients: daemon.server.connections() as u64,
+        clients: daemon.server.as_ref().map_or(0, |server| server.connections() as u64),
         oldest_dirty_ms: now
             .oldest_dirty_unix_ns
             .filter(|_| now.dirty_bytes > 0)
@@ -254,7 +256,8 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
     Status {
         state,
         reason: now.failure.clone().or(now.writeback_error.clone()),
-        version: env!("CARGO_PKG_VERSION").into(),
+        // What --version says.
+        version: DaemonArgs::command().get_version().unwrap_or_default().into(),
         pid: std::process::id(),
         uptime_ms: (now_ns - daemon.started_ns) / 1_000_000,
         uuid: now.uuid.to_string(),

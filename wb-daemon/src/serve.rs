@@ -45,8 +45,8 @@ pub enum Ending {
 pub struct Daemon {
     /// What is served.
     pub engine: Engine<RtEnv>,
-    /// The export.
-    pub server: NbdServer<VolumeHandle<RtEnv>>,
+    /// The NBD export, if there is one.
+    pub server: Option<NbdServer<VolumeHandle<RtEnv>>>,
     /// Its settings.
     pub config: CacheConfig,
     /// Number of its block device, if it serves one.
@@ -125,7 +125,16 @@ async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
     let control = control_server::listen(&daemon)?;
     let sampler = rt::spawn(sample(daemon.clone()));
     // Last: what waits at a device that a killed daemon left is served from here on.
-    let device = start_ublk(&daemon, &threads).await?;
+    let device = match start_ublk(&daemon, &threads).await {
+        Ok(device) => device,
+        Err(error) => {
+            // Nothing was served over it: a clean stop spares the next start the recovery.
+            if let Err(why) = daemon.engine.stop().await {
+                warn!("the stop was not clean: {why}");
+            }
+            return Err(error);
+        }
+    };
     let status = daemon.engine.status();
     let ready = format!(
         "ready: {} on cache {cache_path}, {} bytes, {}",
@@ -134,9 +143,13 @@ async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
         daemon.exports().join(", ")
     );
     info!("{ready}");
+    info!("ready after {} ms", (rt::now_ns() - started_ns) / 1_000_000);
     let _ = notify(&Notification::Ready(&ready));
     let (ending, limit_ns) = wait_for_end(&daemon, &signals).await;
-    let _ = notify(&Notification::Stopping("making everything durable"));
+    let _ = notify(&match ending {
+        Ending::Upgrade => Notification::Reloading("changing to another program"),
+        _ => Notification::Stopping("making everything durable"),
+    });
     let (outcome, device) = finish(&daemon, device, ending, limit_ns).await;
     *daemon.outcome.borrow_mut() = Some(outcome.clone());
     daemon.ended.notify_all();
@@ -181,12 +194,22 @@ fn become_successor(daemon: &Daemon) -> anyhow::Error {
 type Ublk = UblkDevice<VolumeHandle<RtEnv>>;
 
 async fn start_ublk(daemon: &Rc<Daemon>, threads: &Threads) -> anyhow::Result<Option<Ublk>> {
+    let uuid = daemon.engine.status().uuid;
     let id = match daemon.config.ublk {
-        config::Ublk::Off => return Ok(None),
+        config::Ublk::Off => match ublk::left_behind(uuid).await {
+            None => return Ok(None),
+            Some(id) => {
+                warn!(
+                    "/dev/ublkb{id}, which the last daemon of this cache left, is served, too, because its I/O waits; when \
+                     nobody uses it any more, a stop of this daemon removes it"
+                );
+                Some(id)
+            }
+        },
         config::Ublk::Any => None,
         config::Ublk::Id(id) => Some(id),
     };
-    let request = ublk::Request { id, name: daemon.config.name.clone(), uuid: daemon.engine.status().uuid };
+    let request = ublk::Request { id, name: daemon.config.name.clone(), uuid };
     let device = UblkDevice::start(daemon.engine.volume(), &request, &threads.remotes()).await?;
     daemon.ublk.set(Some(device.id()));
     Ok(Some(device))
@@ -247,11 +270,16 @@ fn engine_config(cache: &CacheConfig) -> EngineConfig {
 
 fn daemon(config: CacheConfig, engine: Engine<RtEnv>, started_ns: u64) -> anyhow::Result<Daemon> {
     let limits = Limits { read_buffers: engine_config(&config).read_buffers(), ..Limits::default() };
-    let server =
-        NbdServer::new(engine.volume(), config.export_name(), &config.backing.display().to_string(), limits.clone())?;
+    let (server, nbd_bytes) = if config.nbd_addresses().is_empty() {
+        (None, 0)
+    } else {
+        let (name, description) = (config.export_name(), config.backing.display().to_string());
+        let bytes = limits.memory_bytes();
+        (Some(NbdServer::new(engine.volume(), name, &description, limits)?), bytes)
+    };
     let engine_bytes = engine.memory_bytes();
-    let total = engine_bytes + limits.memory_bytes();
-    info!("memory: {engine_bytes} bytes for the engine, {} for NBD, {total} in all", limits.memory_bytes());
+    let total = engine_bytes + nbd_bytes;
+    info!("memory: {engine_bytes} bytes for the engine, {nbd_bytes} for NBD, {total} in all");
     if let Some(most) = config.memory.filter(|most| most.0 < total) {
         bail!("{total} bytes of memory are needed, the config file allows {}: raise memory", most.0);
     }
@@ -282,12 +310,13 @@ fn addresses(config: &CacheConfig) -> Vec<ListenAddress> {
 
 fn listen(daemon: &Rc<Daemon>, threads: &Threads) -> anyhow::Result<Vec<rt::JoinHandle<()>>> {
     let mut tasks = Vec::new();
+    let Some(server) = &daemon.server else { return Ok(tasks) };
     for address in addresses(&daemon.config) {
         if let ListenAddress::Unix(path) = &address {
             devices::make_parent(path)?;
         }
         for listener in address.open().with_context(|| format!("cannot listen on {address}"))? {
-            let server = daemon.server.clone();
+            let server = server.clone();
             let hand_out = server.round_robin(threads.remotes());
             tasks.push(rt::spawn(async move { server.accept(listener, hand_out).await }));
         }
@@ -328,9 +357,11 @@ async fn finish(
     ending: Ending,
     limit_ns: Option<u64>,
 ) -> (Result<String, String>, Device) {
-    let left = daemon.server.stop(CLOSE_CONNECTIONS_NS).await;
-    if left > 0 {
-        warn!("requests of {left} connections do not end");
+    if let Some(server) = &daemon.server {
+        let left = server.stop(CLOSE_CONNECTIONS_NS).await;
+        if left > 0 {
+            warn!("requests of {left} connections do not end");
+        }
     }
     let (device, note) = match device {
         Some(device) => dispose(device, ending).await,

@@ -129,7 +129,7 @@ pub struct Counters {
     pub cache_writes: u64,
     /// Their bytes.
     pub cache_write_bytes: u64,
-    /// Flush commands to the cache device.
+    /// Flush commands to the cache device. A group commit that went out as one FUA write needs none.
     pub cache_flushes: u64,
     /// Write commands to the backing device.
     pub backing_writes: u64,

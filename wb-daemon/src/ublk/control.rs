@@ -20,6 +20,11 @@ pub struct Control {
     inner: Option<Box<Inner>>,
 }
 
+/// The driver does not know the command: what it answers then differs from version to version (524 is ENOTSUPP).
+fn is_unknown(error: &UblkError) -> bool {
+    matches!(error.errno(), Some(libc::EINVAL | libc::EOPNOTSUPP | 524))
+}
+
 /// Keeps what the kernel may still use when the wait for a command is given up: it is never freed then.
 struct InFlight(Option<Box<Inner>>);
 
@@ -31,6 +36,8 @@ impl Drop for InFlight {
 
 struct Inner {
     file: File,
+    /// Makes the entry for a command: for the driver, except in tests.
+    entry: fn(types::Fd, u32, &ControlCommand) -> squeue::Entry128,
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
     ready: PollFd,
     /// What the command in flight reads or fills.
@@ -52,6 +59,12 @@ impl Control {
             io::ErrorKind::PermissionDenied => UblkError::NoRights { what: "opening /dev/ublk-control" },
             _ => UblkError::other(format!("cannot open {CONTROL_PATH}"), error),
         })?;
+        let mut control = Control::over(file, driver_entry)?;
+        control.check_features().await?;
+        Ok(control)
+    }
+
+    fn over(file: File, entry: fn(types::Fd, u32, &ControlCommand) -> squeue::Entry128) -> Result<Control, UblkError> {
         let ring = IoUring::builder()
             .dontfork()
             .build(4)
@@ -59,9 +72,7 @@ impl Control {
         // SAFETY: the ring is open, and the borrow ends with this statement.
         let ready = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }.try_clone_to_owned();
         let ready = PollFd::new(ready.map_err(|error| UblkError::other("cannot duplicate a descriptor", error))?);
-        let mut control = Control { inner: Some(Box::new(Inner { file, ring, ready, memory: [0; 8] })) };
-        control.check_features().await?;
-        Ok(control)
+        Ok(Control { inner: Some(Box::new(Inner { file, entry, ring, ready, memory: [0; 8] })) })
     }
 
     async fn check_features(&mut self) -> Result<(), UblkError> {
@@ -72,8 +83,8 @@ impl Control {
             Ok(memory) => memory[0],
             Err(error) => match error.errno() {
                 Some(libc::EPERM | libc::EACCES) => return Err(UblkError::NoRights { what: "GET_FEATURES" }),
-                // Before 6.5 the command is unknown, and unknown commands get one of these.
-                Some(libc::EINVAL | libc::EOPNOTSUPP | 524) => return Err(too_old("GET_FEATURES".into())),
+                // Before 6.5 the command is unknown.
+                _ if is_unknown(&error) => return Err(too_old("GET_FEATURES".into())),
                 _ => return Err(error),
             },
         };
@@ -156,9 +167,13 @@ impl Control {
         self.simple("STOP_DEV", CMD_STOP_DEV, id, 0, LONG_NS).await
     }
 
-    /// Forgets a stopped device; waits until its character device is closed.
+    /// Forgets a stopped device. Its nodes are gone then; its number is free when nobody has it open any more, which
+    /// the driver waits for before Linux 6.9: there this ends with [`UblkError::TimedOut`] if somebody keeps it open.
     pub async fn delete(&mut self, id: u32) -> Result<(), UblkError> {
-        self.simple("DEL_DEV", CMD_DEL_DEV, id, 0, SHORT_NS).await
+        match self.simple("DEL_DEV_ASYNC", CMD_DEL_DEV_ASYNC, id, 0, SHORT_NS).await {
+            Err(error) if is_unknown(&error) => self.simple("DEL_DEV", CMD_DEL_DEV, id, 0, SHORT_NS).await,
+            outcome => outcome,
+        }
     }
 
     /// Begins to take over a quiesced device; EBUSY as long as its last server is not gone completely.
@@ -170,6 +185,13 @@ impl Control {
     pub async fn end_recovery(&mut self, id: u32) -> Result<(), UblkError> {
         self.simple("END_USER_RECOVERY", CMD_END_USER_RECOVERY, id, std::process::id().into(), LONG_NS).await
     }
+}
+
+/// The driver's command.
+fn driver_entry(fd: types::Fd, op: u32, command: &ControlCommand) -> squeue::Entry128 {
+    let mut area = [0; 80];
+    area[..size_of::<ControlCommand>()].copy_from_slice(command.as_bytes());
+    opcode::UringCmd80::new(fd, op).cmd(area).build()
 }
 
 impl Inner {
@@ -187,9 +209,7 @@ impl Inner {
             pad: 0,
             reserved: 0,
         };
-        let mut area = [0; 80];
-        area[..size_of::<ControlCommand>()].copy_from_slice(command.as_bytes());
-        let entry = opcode::UringCmd80::new(types::Fd(self.file.as_raw_fd()), op).cmd(area).build();
+        let entry = (self.entry)(types::Fd(self.file.as_raw_fd()), op, &command);
         // SAFETY: the entry points to `memory`, which lies in the box that the caller keeps until the completion, or for
         // ever (`InFlight`); so does the descriptor.
         unsafe { self.ring.submission().push(&entry) }.expect("one command at a time");
@@ -204,5 +224,47 @@ impl Inner {
             }
             self.ready.readable().await?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+    use wb_core::rt::{Config, Runtime};
+
+    /// A driver that answers no command: a wait for a pipe into which nobody writes.
+    fn deaf() -> (Control, File) {
+        let (reader, writer) = nix::unistd::pipe().expect("a pipe");
+        let entry = |fd, _, _: &ControlCommand| opcode::PollAdd::new(fd, libc::POLLIN as u32).build().into();
+        (Control::over(reader.into(), entry).expect("a ring"), writer.into())
+    }
+
+    #[test]
+    fn a_driver_that_never_answers_add_dev_is_given_up_and_the_kernels_with_that_bug_are_named() {
+        Runtime::new(Config::default()).expect("a runtime").block_on(async {
+            let (mut control, _silent) = deaf();
+            let begun = Instant::now();
+            let error = control.add(&DevInfo::default()).await.expect_err("nobody answers");
+            let limit = Duration::from_nanos(SHORT_NS);
+            assert!((limit..limit + Duration::from_secs(5)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+            let text = error.to_string();
+            assert!(text.contains("ADD_DEV within 10 s (Linux 6.18.4, 6.18.5") && text.contains("--nbd"), "{text}");
+            // What the kernel may still write to is kept, and nothing more is asked of it.
+            let error = control.info(0).await.expect_err("given up");
+            assert!(matches!(error, UblkError::TimedOut { what: "GET_DEV_INFO", .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn an_answer_within_the_limit_is_taken_and_the_next_command_goes_out() {
+        use std::io::Write;
+        Runtime::new(Config::default()).expect("a runtime").block_on(async {
+            let (mut control, mut writer) = deaf();
+            writer.write_all(b"x").expect("written");
+            // A poll answers with what is ready; a positive number is success.
+            control.set_params(0, &Params::default()).await.expect("answered");
+            control.set_params(0, &Params::default()).await.expect("answered again");
+        });
     }
 }

@@ -20,6 +20,8 @@ const QUEUE_DEPTH: u16 = 128;
 const TAKE_OVER_NS: u64 = 60_000_000_000;
 /// How long a device that goes may take to give up its tags.
 const END_NS: u64 = 10_000_000_000;
+/// How long a removed device is waited for until nobody has it open.
+const CLOSED_NS: u64 = 1_000_000_000;
 /// Steps in which these waits look again.
 const POLL_NS: u64 = 5_000_000;
 
@@ -107,6 +109,16 @@ async fn find_own(control: &mut Control, uuid: Uuid) -> Result<Option<DevInfo>, 
         }
     }
     Ok(None)
+}
+
+/// The device that the last daemon of a cache left, if there is one and it can be asked for.
+pub async fn left_behind(uuid: Uuid) -> Option<u32> {
+    if all_ids().is_empty() {
+        return None;
+    }
+    // Without the driver or the right to ask it, this daemon serves no block device, as it was told.
+    let mut control = Control::open().await.ok()?;
+    find_own(&mut control, uuid).await.ok()?.filter(|found| found.state != uapi::STATE_DEAD).map(|found| found.dev_id)
 }
 
 /// Opens the character device; the kernel may take a moment to make its node.
@@ -255,10 +267,34 @@ impl<S: BlockService> UblkDevice<S> {
         }
         // The character device closes with the last task that had it.
         drop(shared);
-        control.delete(id).await?;
+        let deleted = control.delete(id).await;
+        if !matches!(deleted, Err(UblkError::TimedOut { .. })) {
+            deleted?;
+        }
         runtime_file::remove(id);
+        // Whoever opens it for a moment, as udev does, is waited for, so that the number can be used again at once.
+        let deadline_ns = rt::now_ns() + CLOSED_NS;
+        while still_open(&mut control, id).await {
+            if rt::now_ns() > deadline_ns {
+                warn!(
+                    "/dev/ublkb{id} is removed, but somebody has it open still: its number is taken until they close it"
+                );
+                return Ok(());
+            }
+            rt::sleep(POLL_NS).await;
+        }
         info!("/dev/ublkb{id} is removed");
         Ok(())
+    }
+}
+
+/// Whether the driver keeps a deleted device for those who have it open.
+async fn still_open(control: &mut Control, id: u32) -> bool {
+    match control.info(id).await {
+        Ok(info) => info.is_some(),
+        // The command to delete it has not returned yet.
+        Err(UblkError::TimedOut { .. }) => true,
+        Err(_) => false,
     }
 }
 

@@ -35,7 +35,10 @@ pub enum UblkError {
         missing: String,
     },
     /// The number is taken.
-    #[error("/dev/ublkb{id} exists already and belongs to something else; use another number, or --ublk without one")]
+    #[error(
+        "/dev/ublkb{id} exists already and belongs to something else, or was removed while somebody had it open and still \
+         has; use another number, or --ublk without one"
+    )]
     Taken {
         /// The number.
         id: u32,

@@ -18,5 +18,5 @@ mod runtime_file;
 mod uapi;
 mod users;
 
-pub use device::{Request, UblkDevice, users_of};
+pub use device::{Request, UblkDevice, left_behind, users_of};
 pub use error::UblkError;

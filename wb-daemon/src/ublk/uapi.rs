@@ -31,6 +31,8 @@ pub const CMD_GET_PARAMS: u32 = control_command(IOC_READ, 0x09);
 pub const CMD_START_USER_RECOVERY: u32 = control_command(IOC_READ | IOC_WRITE, 0x10);
 pub const CMD_END_USER_RECOVERY: u32 = control_command(IOC_READ | IOC_WRITE, 0x11);
 pub const CMD_GET_FEATURES: u32 = control_command(IOC_READ, 0x13);
+/// Since Linux 6.9.
+pub const CMD_DEL_DEV_ASYNC: u32 = control_command(IOC_READ, 0x14);
 
 pub const IO_FETCH_REQ: u32 = queue_command(0x20);
 pub const IO_COMMIT_AND_FETCH_REQ: u32 = queue_command(0x21);
