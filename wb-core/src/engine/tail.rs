@@ -74,7 +74,15 @@ pub(super) async fn replay<E: Env>(
         }
         Err(error) => return Err(error),
     };
-    let moved = replay::write_all(env, &*options.cache, meta, &found).await?;
+    let moved = match replay::write_all(env, &*options.cache, meta, &found).await {
+        Ok(moved) => moved,
+        // As after a power cut: some of them are on the device, and the walk ends before the first that is not.
+        Err(error) if options.accept_loss => {
+            tracing::warn!("{error}. This loss is accepted: the log goes on with what the cache device holds");
+            return Ok(Before::LossAccepted);
+        }
+        Err(error) => return Err(error),
+    };
     let records = found.records.len() as u64;
     let report = TailReport { records, unsealed: found.sealed_now, unfinished: found.unfinished, moved };
     if report.records > 0 {
