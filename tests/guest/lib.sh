@@ -57,6 +57,12 @@ removed() {
     done
 }
 
+# nothing_left: no process and no file of a daemon that has stopped, nor any device.
+nothing_left() {
+    ! pidof wb-daemon || fail 'a daemon is left'
+    left=$(find /run/writeboost /dev/shm /dev/writeboost /dev/ublkb* /dev/ublkc* ! -type d 2> /dev/null || true)
+    [ -z "$left" ] || fail "left: $left"
+}
 
 # The shell would take busybox's own, which know less.
 dd() { /usr/bin/dd "$@"; }

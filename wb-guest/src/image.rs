@@ -88,9 +88,50 @@ impl Image {
         Ok(())
     }
 
+    /// Makes every program in bin, sbin, usr/bin and usr/sbin found in each of them, as where these are one directory.
+    pub fn merge_programs(&mut self) -> &mut Image {
+        const PLACES: [&str; 4] = ["usr/bin", "usr/sbin", "bin", "sbin"];
+        let programs: Vec<String> = self.files.keys().cloned().collect();
+        for place in PLACES {
+            let names = programs.iter().filter_map(|path| path.strip_prefix(place)?.strip_prefix('/'));
+            for name in names.filter(|name| !name.contains('/')) {
+                for other in PLACES.iter().filter(|other| **other != place) {
+                    let link = || Content::Link(format!("/{place}/{name}"));
+                    self.files.entry(format!("{other}/{name}")).or_insert_with(link);
+                }
+            }
+        }
+        self
+    }
+
     /// Adds a file of this machine, with its permissions.
     pub fn copy(&mut self, from: &Path, to: &str) -> &mut Image {
         self.files.insert(to.trim_start_matches('/').into(), Content::Copy(from.into()));
+        self
+    }
+
+    /// Adds a directory of this machine with everything below it. Links stay links.
+    pub fn tree(&mut self, from: &Path, to: &str) -> anyhow::Result<&mut Image> {
+        let read = || format!("cannot read {}", from.display());
+        for entry in std::fs::read_dir(from).with_context(read)? {
+            let entry = entry.with_context(read)?;
+            let kind = entry.file_type().with_context(read)?;
+            let to = format!("{to}/{}", entry.file_name().to_string_lossy());
+            if kind.is_dir() {
+                self.tree(&entry.path(), &to)?;
+            } else if kind.is_symlink() {
+                let target = std::fs::read_link(entry.path()).with_context(read)?;
+                self.link(&to, &target.to_string_lossy());
+            } else {
+                self.copy(&entry.path(), &to);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, to: &str, target: &str) -> &mut Image {
+        self.files.insert(to.trim_start_matches('/').into(), Content::Link(target.into()));
         self
     }
 

@@ -19,13 +19,9 @@ while read -r module; do
 done < /lib/modules/order
 echo "guest: up after $(cut -d' ' -f1 /proc/uptime) s"
 cd /root
+# Another init, such as systemd, goes on from here; it runs /scenario and then `/end CODE` itself.
+[ ! -x /second-init ] || exec /second-init
 # In a session of its own: with a terminal, and no signals for the whole guest.
 setsid sh -eu /scenario </dev/null
-code=$?
-echo "$code" > /out/.exit
-# A kernel thread's last words.
-dmesg > /out/.dmesg 2>/dev/null
-tar -c -C /out . > /dev/vport0p1 2>/dev/null
-echo "guest: scenario ended with $code"
-sleep 0.2
+/end $?
 poweroff -f

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const INIT: &str = include_str!("init.sh");
+const END: &str = include_str!("end.sh");
 
 /// How the guest's CPUs come about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +60,10 @@ impl Accelerator {
 /// A guest that can be run.
 pub struct Guest {
     kernel: Kernel,
-    image: Image,
+    /// What is in it.
+    pub image: Image,
     modules: Vec<String>,
+    modules_on_demand: Vec<String>,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// Virtual CPUs.
@@ -82,11 +85,12 @@ pub struct Guest {
 impl Guest {
     /// A guest with two CPUs, 1 GiB and no disks, whose scenario is this script.
     pub fn new(kernel: Kernel, mut image: Image, script: &str) -> Guest {
-        image.file("scenario", 0o755, script).file("init", 0o755, INIT);
+        image.file("scenario", 0o755, script).file("init", 0o755, INIT).file("end", 0o755, END);
         Guest {
             kernel,
             image,
             modules: ["virtio_pci", "virtio_blk", "virtio_console"].map(String::from).to_vec(),
+            modules_on_demand: Vec::new(),
             disks: Vec::new(),
             cpus: 2,
             memory_mib: 1024,
@@ -101,6 +105,12 @@ impl Guest {
     /// Modules to be loaded before the scenario; what they depend on comes along.
     pub fn modules(&mut self, names: &[&str]) -> &mut Guest {
         self.modules.extend(names.iter().map(|name| (*name).to_owned()));
+        self
+    }
+
+    /// Modules that the scenario loads with modprobe.
+    pub fn modules_on_demand(&mut self, names: &[&str]) -> &mut Guest {
+        self.modules_on_demand.extend(names.iter().map(|name| (*name).to_owned()));
         self
     }
 
@@ -128,6 +138,15 @@ impl Guest {
             order += &format!("{}\n", module.name);
         }
         self.image.file("lib/modules/order", 0o644, order);
+        let (dir, mut dependencies, mut before) =
+            (format!("lib/modules/{}", self.kernel.release), String::new(), String::new());
+        for module in modules::in_order(&self.kernel, &self.modules_on_demand)? {
+            self.image.file(&format!("{dir}/{}.ko", module.name), 0o644, module.bytes);
+            // All that come before: more than it needs, and in the right order.
+            dependencies += &format!("{0}.ko:{before}\n", module.name);
+            before = format!(" {}.ko{before}", module.name);
+        }
+        self.image.file(&format!("{dir}/modules.dep"), 0o644, dependencies);
         std::fs::write(work.path().join("initramfs"), self.image.archive()?).context("cannot write the initramfs")?;
         let mut command = self.command(work.path())?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
