@@ -121,3 +121,29 @@ fn leftovers_of_earlier_starts_are_removed_and_other_caches_left_alone() {
     assert!(foreign.exists() && !stale.exists() && !own.exists());
     daemon.stop();
 }
+
+/// The pause that a user of the volume sees: from the kill to the first answer. Under a second on an idle machine, and most
+/// of it the start of a process; the limit here allows for a busy one.
+#[test]
+fn the_pause_from_a_kill_to_the_first_answer_is_short() {
+    let place = Place::new(256 << 20, 2 << 20, 256 << 20);
+    let data = random_bytes(1, 24 << 20);
+    let mut pauses = Vec::new();
+    for _ in 0..5 {
+        let daemon = place.start();
+        let mut nbd = daemon.connect();
+        for (index, part) in data.chunks(1 << 20).enumerate() {
+            nbd.write((index << 20) as u64, part, 0).expect("written");
+        }
+        let begun = std::time::Instant::now();
+        daemon.kill();
+        let daemon = place.start();
+        let mut nbd = daemon.connect();
+        assert!(nbd.read(0, 4096).expect("read") == data[..4096]);
+        pauses.push((begun.elapsed().as_millis(), daemon.status()["recovery_ms"].as_u64().expect("a number")));
+        daemon.kill();
+    }
+    eprintln!("from the kill to the first answer, and recovery within it, in ms: {pauses:?}");
+    pauses.sort_unstable();
+    assert!(pauses[2].0 < 10_000, "{pauses:?}");
+}
