@@ -17,7 +17,8 @@ pub trait Env: Clone + Send + Sync + 'static {
     /// Monotonic clock, in nanoseconds from an arbitrary origin.
     fn now_ns(&self) -> u64;
 
-    /// Wall-clock time in nanoseconds since 1970. Shown to people; nothing is decided by it.
+    /// Wall-clock time in nanoseconds since 1970. Shown to people; the hours of the quiet policy go by it, and nothing that
+    /// has to be right.
     fn wall_ns(&self) -> u64;
 
     /// A random number.

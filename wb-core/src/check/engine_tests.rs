@@ -35,6 +35,12 @@ async fn open(env: SimEnv, cache: SimDevice, backing: SimDevice) -> Engine<SimEn
             window_bytes: 1 << 18,
             range_pieces: 64,
             index_shards: 2,
+            policy: crate::engine::WritebackPolicy {
+                start_percent: 70,
+                stop_percent: 50,
+                idle_after_ns: None,
+                ..EngineConfig::default().policy
+            },
             ..EngineConfig::default()
         },
         boot_id: [0; 16],

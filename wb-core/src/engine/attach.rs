@@ -222,8 +222,8 @@ impl<E: Env> Inner<E> {
         let mut set = self.anchors.probes(volume.id)?;
         let mut touched = false;
         for (crc, block) in set.crcs.iter_mut().zip(probe_blocks(volume)) {
-            let written = window.items.contains_key(&self.addr(block))
-                || window.ranges.iter().any(|range| range.blocks.contains(&block));
+            let written =
+                window.contains(self.addr(block)) || window.ranges.iter().any(|range| range.blocks.contains(&block));
             if written {
                 *crc = probe(&*self.served.disk, volume, block).await.ok();
                 touched = true;

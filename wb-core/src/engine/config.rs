@@ -1,5 +1,6 @@
 //! Settings of an engine. Everything that takes memory is bounded here and allocated at start.
 
+use super::policy::WritebackPolicy;
 use crate::env::PlantedBug;
 use crate::format::Geometry;
 use crate::io::PoolClass;
@@ -15,12 +16,14 @@ pub struct EngineConfig {
     pub record_buffers: usize,
     /// Memory for reads in flight.
     pub read_bytes: usize,
-    /// Memory for write-back.
+    /// Memory for the payload of write-back, twice.
     pub window_bytes: usize,
-    /// Write-back begins when this share of the segments holds dirty data.
-    pub writeback_start_percent: u32,
-    /// Write-back pauses when no more than this share does.
-    pub writeback_stop_percent: u32,
+    /// Memory for the list of a window's blocks, 24 bytes each: it bounds the size of a window.
+    pub writeback_bytes: usize,
+    /// When write-back does what.
+    pub policy: WritebackPolicy,
+    /// The oldest segments are logged anew rather than written back if less than this share of them is live; 0: never.
+    pub compact_percent: u32,
     /// Writes to the backing device in flight during write-back.
     pub writeback_depth: usize,
     /// Pieces of zeroed and discarded ranges that are kept in memory.
@@ -39,9 +42,16 @@ impl Default for EngineConfig {
             verify_reads: true,
             record_buffers: 32,
             read_bytes: 64 << 20,
-            window_bytes: 16 << 20,
-            writeback_start_percent: 70,
-            writeback_stop_percent: 50,
+            window_bytes: 64 << 20,
+            writeback_bytes: 64 << 20,
+            policy: WritebackPolicy {
+                start_percent: 20,
+                stop_percent: 10,
+                idle_after_ns: Some(60_000_000_000),
+                read_latency_ns: None,
+                quiet: None,
+            },
+            compact_percent: 65,
             writeback_depth: 32,
             range_pieces: 1 << 16,
             index_shards: 16,
@@ -76,15 +86,34 @@ impl EngineConfig {
 pub(super) struct Shares {
     /// Segments that user writes leave free: the tail can always be advanced with them.
     pub reserve_segments: u32,
-    /// Fewer free segments than this make write-back and reclaim begin.
+    /// Fewer free segments than this make reclaim begin.
     pub free_low: u32,
-    /// Segments of one write-back window.
-    pub window_segments: u32,
+    /// Reclaim goes on for so many beyond.
+    pub free_more: u32,
+    /// When fewer than this are free or clean, a window is due whatever else is wanted.
+    pub pressure_segments: u32,
+    /// When fewer than this are free or clean while a window is written, writers are slowed down.
+    pub pace_segments: u32,
+    /// Segments of a window, at most: writers need the rest of the ring for the time that it takes.
+    pub window_segments_max: u32,
+    /// Segments whose payload a batch of a window holds at most: more memory is of no use for a small ring.
+    pub batch_segments: u32,
 }
 
 impl Shares {
     pub fn of(geometry: &Geometry) -> Shares {
-        let window_segments = (geometry.segments / 16).clamp(1, 16);
-        Shares { reserve_segments: 2, free_low: (2 + 2 * window_segments).min(geometry.segments / 2), window_segments }
+        let segments = geometry.segments;
+        let batch_segments = (segments / 16).clamp(1, 16);
+        let reserve_segments = (segments / 128).clamp(2, 16);
+        let free_low = (reserve_segments + 2 * batch_segments).min(segments / 2);
+        Shares {
+            reserve_segments,
+            free_low,
+            free_more: batch_segments / 2,
+            pressure_segments: free_low.max(segments / 8),
+            pace_segments: (segments / 4).max(free_low),
+            window_segments_max: (segments / 2).max(1),
+            batch_segments,
+        }
     }
 }

@@ -111,7 +111,10 @@ impl<E: Env> Inner<E> {
             buf.unsplit(rest);
             return (Ok(()), buf);
         }
+        let sent_ns = self.env.now_ns();
         let (result, mut buf) = self.served.disk.read(offset, buf).await;
+        let now_ns = self.env.now_ns();
+        self.writeback.governor.read(now_ns - sent_ns, now_ns, self.writeback.progress.items().is_some());
         buf.unsplit(rest);
         let result = result.map_err(|error| {
             tracing::error!("reading the backing device at offset {offset} failed: {error}");

@@ -13,5 +13,6 @@ impl<E: Env> Engine<E> {
             + inner.head.buffer_bytes()
             + inner.stripes.memory_bytes() as u64
             + inner.segments.memory_bytes()
+            + inner.window_bytes_max()
     }
 }

@@ -4,24 +4,32 @@
 //! the segment table, and facts are checked again after each await. No lock is held across an await. Logical locks on
 //! block ranges ([`crate::sync::StripeLocks`]) may be.
 
+mod admission;
 mod anchors;
+mod apply;
 pub(crate) mod attach;
 #[cfg(any(test, feature = "sim"))]
 mod audit;
 mod commit;
+mod compact;
 mod config;
 mod counters;
+mod governor;
 mod locate;
 mod memory;
+mod policy;
+mod progress;
 mod ranges;
 mod read;
 mod reclaim;
 mod recovery;
+mod refused;
 mod relog;
 mod replay;
 mod segments;
 mod service;
 mod status;
+mod sweep;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -33,6 +41,7 @@ pub use attach::{AttachError, Backing};
 #[cfg(any(test, feature = "sim"))]
 pub use audit::Audit;
 pub use config::EngineConfig;
+pub use policy::{Quiet, Why, WritebackPolicy};
 pub use recovery::{OpenError, OpenOptions, RecoveryReport};
 pub use service::VolumeHandle;
 pub use status::{Status, TailStatus};
@@ -87,11 +96,14 @@ pub(crate) struct Inner<E: Env> {
     window_pool: BufPool,
     served: Served<E>,
     counters: CounterCells,
+    /// The lifetime counter of written bytes when this instance started.
+    user_bytes_at_start: u64,
     commit: commit::CommitState,
     /// Writers that wait for log space or for a record buffer.
     space: WaitQueue,
     anchors: anchors::AnchorState,
     writeback: writeback::WritebackState,
+    admission: admission::Admission,
     /// Set for ever by a failed write or flush of the cache device: only a recovery clears it.
     failed: AtomicBool,
     failure: Mutex<Option<String>>,

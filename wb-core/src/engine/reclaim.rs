@@ -16,12 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl<E: Env> Inner<E> {
-    /// Anchors a new dirty tail and frees as many segments before it as are wanted.
+    /// Frees as many segments before the dirty tail as are wanted. A window that has been written back moves that tail first.
     pub(super) async fn reclaim(
         self: &Arc<Self>,
-        dirty_tail: Seq,
+        moved: Option<Seq>,
         probes: Option<ProbeSet>,
     ) -> Result<(), WindowError> {
+        let _turn = self.writeback.reclaiming.lock().await;
+        let dirty_tail = moved.unwrap_or_else(|| self.anchors.tails().1);
         let freed = self.choose(dirty_tail);
         for live in &freed {
             self.remove_entries(live).await;
@@ -59,9 +61,10 @@ impl<E: Env> Inner<E> {
     /// The segments to be freed: oldest first, all before the dirty tail, never the newest.
     fn choose(&self, dirty_tail: Seq) -> Vec<LiveSegment> {
         let (free, _) = self.head.free_segments();
-        let low = Shares::of(&self.geometry).free_low;
-        let wanted =
-            (low.saturating_sub(free) as usize).max(usize::from(self.writeback.space_wanted.load(Ordering::SeqCst)));
+        let shares = Shares::of(&self.geometry);
+        // Some more than are missing: each reclaim costs two anchors and two flushes of the cache device.
+        let missing = if free < shares.free_low { shares.free_low + shares.free_more - free } else { 0 };
+        let wanted = (missing as usize).max(usize::from(self.writeback.space_wanted.load(Ordering::SeqCst)));
         let mut oldest = self.head.oldest_segments(wanted + 1);
         oldest.pop();
         let goes = |live: &LiveSegment| !live.summary_in_flight && live.last_seq.is_some_and(|last| last < dirty_tail);

@@ -5,6 +5,7 @@
 //! after recovery is never taken back [recovery reads a record from the SSD's volatile cache, the user's FLUSH finds
 //! "nothing new", power fails]. Every step may be cut off and repeated.
 
+use super::admission::Admission;
 use super::anchors::AnchorState;
 use super::attach::{self, AttachError, Backing};
 use super::commit::CommitState;
@@ -548,7 +549,7 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
     let geometry = meta.superblock.geometry;
     let config = options.config;
     // Small segments are written back in small windows: their memory need not be larger than what they can hold.
-    let window_segments = Shares::of(&geometry).window_segments as usize;
+    let window_segments = Shares::of(&geometry).batch_segments as usize;
     let window_bytes = config.window_bytes.min(window_segments * geometry.segment_bytes as usize).max(1 << 16);
     let window_pool = BufPool::new(&[PoolClass { bytes: window_bytes / BLOCK_BYTES * BLOCK_BYTES, count: 2 }]);
     let wall = env.clone();
@@ -582,11 +583,13 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
             range_pieces,
             range_requests: AtomicUsize::new(0),
         },
+        user_bytes_at_start: parts.anchor.counters.user_write_bytes,
         counters: CounterCells::from_anchor(parts.anchor.counters),
         commit: CommitState::new(),
         space: WaitQueue::new(),
         anchors: AnchorState::new(parts.anchor),
-        writeback: WritebackState::new(config.writeback_start_percent, config.writeback_stop_percent),
+        writeback: WritebackState::new(config.policy),
+        admission: Admission::default(),
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
         stopping: AtomicBool::new(false),

@@ -1,8 +1,9 @@
 //! Re-logging: what cannot be written back moves from the tail to the head, so that it never pins the ring.
 
 use super::Inner;
+use super::sweep::Stuck;
 use super::window::RangeItem;
-use super::writeback::{Stuck, WindowError};
+use super::writeback::WindowError;
 use crate::env::Env;
 use crate::format::crc32c;
 use crate::index::RangeKind;
@@ -19,34 +20,47 @@ impl<E: Env> Inner<E> {
     /// Moves stuck blocks to the head: intact data as dirty, lost data as poison.
     pub(super) async fn relog(self: &Arc<Self>, stuck: Vec<Stuck>) -> Result<(), WindowError> {
         for stuck in stuck {
-            let block = stuck.item.addr.block();
-            let exclusive =
-                StripeRequest { volume: stuck.item.addr.volume(), blocks: block..block + 1, mode: LockMode::Exclusive };
-            let _locked = self.stripes.acquire(&[exclusive]).await;
-            let current = self.index.lookup(stuck.item.addr);
-            let superseded = current.is_none_or(|current| current.slot != stuck.item.slot)
-                || self.piece_at(block).is_some_and(|piece| piece.pos >= stuck.item.pos);
-            if superseded {
-                // What came first is ≤ D once the commit below is done; a range leaves the entry in the index.
-                self.index.set_clean_if(stuck.item.addr, stuck.item.slot);
-                continue;
+            if stuck.data.is_some() {
+                let block = stuck.item.addr.block();
+                tracing::warn!("block {block} cannot be written to the backing device; it stays in the cache");
             }
-            match stuck.data {
-                Some(data) => {
-                    tracing::warn!("block {block} cannot be written to the backing device; it stays in the cache");
-                    let mut reservation = self.reserve_internal().await.map_err(cache_error)?;
-                    reservation.payload_mut(0).copy_from_slice(&data);
-                    self.put_payload(&mut reservation, 0, stuck.item.addr, stuck.item.mask, crc32c(&data));
-                    let submit = self.head.publish(reservation);
-                    self.submit(submit);
-                }
-                None => {
-                    self.relog_range(RangeKind::Poison, block..block + 1).await.map_err(cache_error)?;
-                    self.index.set_clean_if(stuck.item.addr, stuck.item.slot);
-                }
+            self.relog_one(stuck).await?;
+        }
+        self.relogged().await
+    }
+
+    /// Makes durable what has been moved, and what had superseded it before.
+    pub(super) async fn relogged(self: &Arc<Self>) -> Result<(), WindowError> {
+        self.commit_to(self.head.newest()).await.map_err(cache_error)
+    }
+
+    /// Moves a block, unless it is superseded. Whoever calls commits at the end.
+    pub(super) async fn relog_one(self: &Arc<Self>, stuck: Stuck) -> Result<(), WindowError> {
+        let (addr, slot) = (stuck.item.addr, stuck.item.slot());
+        let block = addr.block();
+        let exclusive = StripeRequest { volume: addr.volume(), blocks: block..block + 1, mode: LockMode::Exclusive };
+        let _locked = self.stripes.acquire(&[exclusive]).await;
+        let superseded = self.index.lookup(addr).is_none_or(|current| current.slot != slot)
+            || self.piece_at(block).is_some_and(|piece| piece.pos >= self.segments.pos(slot));
+        if superseded {
+            // What came first is ≤ D once the commit that follows is done; a range leaves the entry in the index.
+            self.index.set_clean_if(addr, slot);
+            return Ok(());
+        }
+        match stuck.data {
+            Some(data) => {
+                let mut reservation = self.reserve_internal().await.map_err(cache_error)?;
+                reservation.payload_mut(0).copy_from_slice(&data);
+                self.put_payload(&mut reservation, 0, addr, stuck.item.mask(), crc32c(&data));
+                let submit = self.head.publish(reservation);
+                self.submit(submit);
+            }
+            None => {
+                self.relog_range(RangeKind::Poison, block..block + 1).await.map_err(cache_error)?;
+                self.index.set_clean_if(addr, slot);
             }
         }
-        self.commit_to(self.head.newest()).await.map_err(cache_error)
+        Ok(())
     }
 
     /// Moves poisoned ranges to the head; nothing else can be done with them.

@@ -1,6 +1,7 @@
 //! What a running engine tells about itself, and how it ends.
 
-use super::{Engine, RecoveryReport};
+use super::policy::{Why, WritebackPolicy};
+use super::{Engine, Inner, RecoveryReport};
 use crate::env::Env;
 use crate::format::{Counters, Volume};
 use crate::meta;
@@ -46,10 +47,18 @@ pub struct Status {
     pub writeback_error: Option<String>,
     /// A drain is under way.
     pub draining: bool,
-    /// Write-back by watermark is going on.
-    pub writing_back: bool,
-    /// Start and stop watermark in percent.
-    pub watermarks: (u64, u64),
+    /// Why write-back works, or why not.
+    pub why: Why,
+    /// What is wanted of it.
+    pub policy: WritebackPolicy,
+    /// Blocks of the sweep that is going on, and those of them that are done; `None`: there is none.
+    pub window: Option<(u64, u64)>,
+    /// Time in which everything dirty would be written back at the pace of this sweep or the last; `None`: not known.
+    pub writeback_left_ns: Option<u64>,
+    /// Writers are slowed down so that the free space lasts until the end of the sweep.
+    pub writers_paced: bool,
+    /// Blocks that the backing device refused in the last sweep; they stay in the cache.
+    pub refused_blocks: u64,
     /// Wall-clock time at which the oldest segment with dirty data was opened, at the latest.
     pub oldest_dirty_unix_ns: Option<u64>,
     /// Bytes of a segment.
@@ -94,8 +103,12 @@ impl<E: Env> Engine<E> {
             failure: inner.failure.lock().expect("not poisoned").clone(),
             writeback_error: inner.writeback.last_error.lock().expect("not poisoned").clone(),
             draining: inner.writeback.drain_to.load(Ordering::SeqCst) >= dirty_tail.0,
-            writing_back: inner.writeback.is_running(),
-            watermarks: inner.writeback.watermarks(),
+            why: if inner.writeback.is_waiting() { Why::Waiting } else { inner.why() },
+            policy: inner.writeback.policy.get(),
+            window: inner.writeback.progress.items(),
+            writeback_left_ns: inner.writeback_left_ns(),
+            writers_paced: inner.admission.is_paced(),
+            refused_blocks: inner.writeback.refused.blocks(),
             oldest_dirty_unix_ns: (dirty_tail <= inner.head.newest())
                 .then(|| inner.head.segments_from(dirty_tail, 1).first().map(|live| live.opened_unix_ns))
                 .flatten(),
@@ -114,9 +127,9 @@ impl<E: Env> Engine<E> {
         self.inner.drain().await
     }
 
-    /// Changes the watermarks of write-back, in percent of the segments.
-    pub fn set_watermarks(&self, start: u64, stop: u64) {
-        self.inner.writeback.set_watermarks(start, stop);
+    /// Changes what is wanted of write-back, at once.
+    pub fn set_policy(&self, policy: WritebackPolicy) {
+        self.inner.writeback.set_policy(policy);
     }
 
     /// Ends the service for good: clean stop of a drained cache, which then forgets its backing device.
@@ -147,5 +160,17 @@ impl<E: Env> Engine<E> {
         inner.anchor_clean().await.map_err(|error| error.to_string())?;
         inner.remove_tail();
         Ok(())
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// The window by its own course, what is dirty behind it by the time that an item takes.
+    fn writeback_left_ns(&self) -> Option<u64> {
+        let progress = &self.writeback.progress;
+        let item_ns = progress.item_ns()?;
+        let window = progress.items().map_or(0, |(total, _)| total);
+        let behind = self.index.dirty_len().saturating_sub(window) as f64;
+        let within_ns = progress.left_ns(self.env.now_ns()).unwrap_or(0.0);
+        Some((within_ns + behind * item_ns) as u64)
     }
 }

@@ -14,6 +14,12 @@ fn small() -> EngineConfig {
         window_bytes: 1 << 18,
         range_pieces: 64,
         index_shards: 2,
+        policy: crate::engine::WritebackPolicy {
+            start_percent: 70,
+            stop_percent: 50,
+            idle_after_ns: None,
+            ..EngineConfig::default().policy
+        },
         ..EngineConfig::default()
     }
 }

@@ -6,24 +6,48 @@
 use super::Inner;
 use super::ranges::range_kind;
 use crate::env::{Env, PlantedBug};
-use crate::format::{Entry, EntryKind, RecordDesc, SegmentSummary};
+use crate::format::{EntryKind, RecordDesc, SegmentSummary, crc32c};
 use crate::index::{RangeKind, SweepAction};
 use crate::log::head::LiveSegment;
 use crate::log::scan::{header_at, read_first_header, read_range, read_summary};
 use crate::types::*;
-use std::collections::BTreeMap;
+use futures_util::{StreamExt, stream};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A block to be written back.
+/// Segments whose records are read at once.
+const GATHER_READS: usize = 8;
+
+/// Items sorted without letting others run.
+const SORTED_AT_ONCE: usize = 1 << 15;
+
+/// A block to be written back: 24 bytes, for a window may be most of the log.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Item {
     pub addr: BlockAddr,
-    pub slot: Slot,
-    pub mask: SectorMask,
-    /// CRC of the payload; unknown if neither summary nor header could be read and no CRCs are kept.
-    pub crc: Option<u32>,
-    pub pos: LogPos,
+    /// Slot in the upper 56 bits, mask of valid sectors below.
+    place: u64,
+    crc: u32,
+    crc_known: bool,
+}
+
+impl Item {
+    /// The CRC is unknown if neither summary nor header could be read and no CRCs are kept.
+    pub fn new(addr: BlockAddr, slot: Slot, mask: SectorMask, crc: Option<u32>) -> Item {
+        assert!(slot.0 >> 56 == 0, "slot numbers have 56 bits");
+        let place = slot.0 << 8 | u64::from(mask.0);
+        Item { addr, place, crc: crc.unwrap_or(0), crc_known: crc.is_some() }
+    }
+    pub fn slot(&self) -> Slot {
+        Slot(self.place >> 8)
+    }
+    pub fn mask(&self) -> SectorMask {
+        SectorMask(self.place as u8)
+    }
+    /// True if these bytes are the payload, as far as can be told.
+    pub fn matches(&self, bytes: &[u8]) -> bool {
+        !self.crc_known || crc32c(bytes) == self.crc
+    }
 }
 
 /// A range to be applied, or a poisoned one to be kept.
@@ -34,14 +58,41 @@ pub(super) struct RangeItem {
     pub pos: LogPos,
 }
 
-/// A stretch of the log to be written back.
+/// Bounds of a window.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WindowLimits {
+    /// Segments; at least one is taken.
+    pub segments: usize,
+    /// Items in memory, at least those of a segment.
+    pub items: usize,
+    /// Ranges.
+    pub ranges: usize,
+    /// Poisoned blocks: each is logged anew, one by one, before anything is freed.
+    pub poisoned: u64,
+}
+
+/// A stretch of the log to be written back: all of it from the dirty tail up to `end`.
 pub(super) struct Window {
     /// By address; each block once.
-    pub items: BTreeMap<BlockAddr, Item>,
+    pub items: Vec<Item>,
     /// In log order.
     pub ranges: Vec<RangeItem>,
     /// Last record of the window.
     pub end: Seq,
+    /// Segments that it has records of.
+    pub segments: usize,
+    poisoned: u64,
+}
+
+impl Window {
+    /// Where an address is among the items, once they are in order.
+    fn position(&self, addr: BlockAddr) -> usize {
+        self.items.partition_point(|item| item.addr < addr)
+    }
+    /// True if the block is in the window.
+    pub fn contains(&self, addr: BlockAddr) -> bool {
+        self.items.get(self.position(addr)).is_some_and(|item| item.addr == addr)
+    }
 }
 
 impl<E: Env> Inner<E> {
@@ -90,9 +141,11 @@ impl<E: Env> Inner<E> {
 
     /// The index entries whose slots are in a segment: the reverse map when nothing else can be read.
     pub(super) async fn entries_by_sweep(&self, live: &LiveSegment) -> Vec<(BlockAddr, crate::index::Entry)> {
+        // Reclaim may come here beside a window.
+        let _turn = self.writeback.sweeping.lock().await;
         let mut found = Vec::new();
         for shard in 0..self.index.shard_count() {
-            let mut sweep = self.index.sweep(shard).expect("only the maintenance task sweeps");
+            let mut sweep = self.index.sweep(shard).expect("one sweep at a time");
             loop {
                 let more = sweep.step(1024, |addr, entry| {
                     if self.geometry.slot_parts(entry.slot).0 == live.segment {
@@ -109,45 +162,115 @@ impl<E: Env> Inner<E> {
         found
     }
 
-    /// Collects what the records of `segments` from `from` up to D have to do.
+    /// Collects what the records from `from` up to D have to do, as far as the limits reach; always some, if there is any.
+    ///
+    /// The segment that is being filled comes last and only if it is needed: alone, or if `to` lies in it.
     pub(super) async fn gather(
         self: &Arc<Self>,
-        segments: &[LiveSegment],
+        limits: WindowLimits,
         from: Seq,
+        to: Seq,
         durable: (Seq, LogPos),
     ) -> Window {
-        let mut window = Window { items: BTreeMap::new(), ranges: Vec::new(), end: Seq(from.0 - 1) };
-        for live in segments {
-            let Some(records) = self.records_of(live).await else {
-                self.gather_unreadable(live, durable, &mut window).await;
-                continue;
-            };
-            // A record that a repair put in place of lost ones stands for all numbers up to the next.
-            let ends =
-                records.iter().skip(1).map(|next| Seq(next.seq.0 - 1)).chain([live.last_seq.unwrap_or(durable.0)]);
-            let counts = |(record, last): &(&RecordDesc, Seq)| *last >= from && record.seq <= durable.0;
-            for (record, last) in records.iter().zip(ends).filter(counts) {
-                self.gather_record(live, record, durable, &mut window);
-                window.end = window.end.max(last.min(durable.0));
+        let mut window =
+            Window { items: Vec::new(), ranges: Vec::new(), end: Seq(from.0 - 1), segments: 0, poisoned: 0 };
+        let mut closed = self.head.segments_from(from, limits.segments);
+        let open = closed.pop_if(|live| live.last_seq.is_none());
+        let blocks = self.geometry.segment_blocks() as usize;
+        window.items.reserve_exact(limits.items.min((closed.len() + 1) * blocks));
+        let mut reads =
+            stream::iter(&closed).map(|live| async move { (live, self.records_of(live).await) }).buffered(GATHER_READS);
+        let mut full = false;
+        while let Some((live, records)) = reads.next().await {
+            self.gather_segment(live, records, from, durable, &mut window).await;
+            full = !self.has_room(&limits, &mut window).await;
+            if full {
+                break;
             }
             self.env.yield_point().await;
         }
-        // A range supersedes older payload of the same window also where a younger range, not durable yet, hides it.
-        for range in &window.ranges {
-            let (first, end) = (self.addr(range.blocks.start), range.blocks.end);
-            let older: Vec<BlockAddr> = window
-                .items
-                .range(first..)
-                .take_while(|(addr, _)| addr.block() < end)
-                .filter(|(_, item)| item.pos <= range.pos)
-                .map(|(addr, _)| *addr)
-                .collect();
-            for addr in older {
-                let item = window.items.remove(&addr).expect("just seen");
-                self.index.set_clean_if(addr, item.slot);
+        drop(reads);
+        let wanted = open.filter(|live| !full && (closed.is_empty() || live.first_seq <= to));
+        // It may have been closed meanwhile: what counts is how it is now.
+        let now = wanted.and_then(|live| self.head.segments_from(live.first_seq, 1).pop());
+        if let Some(live) = now {
+            let records = self.records_of(&live).await;
+            self.gather_segment(&live, records, from, durable, &mut window).await;
+        }
+        self.put_in_order(&mut window).await;
+        self.drop_covered(&mut window);
+        window
+    }
+
+    async fn gather_segment(
+        self: &Arc<Self>,
+        live: &LiveSegment,
+        records: Option<Vec<RecordDesc>>,
+        from: Seq,
+        durable: (Seq, LogPos),
+        window: &mut Window,
+    ) {
+        window.segments += 1;
+        let Some(records) = records else { return self.gather_unreadable(live, durable, window).await };
+        // A record that a repair put in place of lost ones stands for all numbers up to the next.
+        let ends = records.iter().skip(1).map(|next| Seq(next.seq.0 - 1)).chain([live.last_seq.unwrap_or(durable.0)]);
+        let counts = |(record, last): &(&RecordDesc, Seq)| *last >= from && record.seq <= durable.0;
+        for (record, last) in records.iter().zip(ends).filter(counts) {
+            self.gather_record(live, record, durable, window);
+            window.end = window.end.max(last.min(durable.0));
+        }
+    }
+
+    /// Whether another segment fits.
+    async fn has_room(&self, limits: &WindowLimits, window: &mut Window) -> bool {
+        let blocks = self.geometry.segment_blocks() as usize;
+        if window.items.len() + blocks > limits.items {
+            self.put_in_order(window).await;
+        }
+        // Half a segment's worth of room would mean to sort for every further segment.
+        window.items.len() + blocks <= limits.items
+            && window.ranges.len() < limits.ranges
+            && window.poisoned <= limits.poisoned
+    }
+
+    /// Sorts by address and keeps the newest version of each block. In pieces, for a million items take a while and others
+    /// have the same thread.
+    async fn put_in_order(&self, window: &mut Window) {
+        let pos = |item: &Item| self.segments.pos(item.slot());
+        let order = |a: &Item, b: &Item| a.addr.cmp(&b.addr).then_with(|| pos(b).cmp(&pos(a)));
+        let mut pieces = vec![0..window.items.len()];
+        while let Some(piece) = pieces.pop() {
+            if piece.len() <= SORTED_AT_ONCE {
+                window.items[piece].sort_unstable_by(order);
+                continue;
+            }
+            let middle = piece.len() / 2;
+            window.items[piece.clone()].select_nth_unstable_by(middle, order);
+            pieces.extend([piece.start + middle..piece.end, piece.start..piece.start + middle]);
+            self.env.yield_now().await;
+        }
+        window.items.dedup_by_key(|item| item.addr);
+    }
+
+    /// A range supersedes older payload of the same window also where a younger range, not durable yet, hides it.
+    fn drop_covered(&self, window: &mut Window) {
+        let mut dropped = false;
+        for at in 0..window.ranges.len() {
+            let range = window.ranges[at].clone();
+            let first = window.position(self.addr(range.blocks.start));
+            let end = range.blocks.end;
+            let covered = window.items[first..].iter_mut().take_while(|item| item.addr.block() < end);
+            for item in covered.filter(|item| !item.mask().is_empty()) {
+                if self.segments.pos(item.slot()) <= range.pos {
+                    self.index.set_clean_if(item.addr, item.slot());
+                    item.place &= !0xff;
+                    dropped = true;
+                }
             }
         }
-        window
+        if dropped {
+            window.items.retain(|item| !item.mask().is_empty());
+        }
     }
 
     async fn gather_unreadable(self: &Arc<Self>, live: &LiveSegment, durable: (Seq, LogPos), window: &mut Window) {
@@ -155,18 +278,15 @@ impl<E: Env> Inner<E> {
         for (addr, entry) in self.entries_by_sweep(live).await {
             let (_, block) = self.geometry.slot_parts(entry.slot);
             let crc = self.index.crcs().map(|crcs| crcs.get(entry.slot));
-            let payload = Entry { addr, kind: EntryKind::Dirty, crc: crc.unwrap_or(0), mask: entry.mask, blocks: 1 };
-            self.gather_payload(live, &payload, block, durable, window);
-            if let Some(item) = window.items.get_mut(&addr).filter(|item| item.slot == entry.slot) {
-                item.crc = crc;
-            }
+            let pos = LogPos(live.pos.0 + u64::from(block));
+            self.gather_payload(Item::new(addr, entry.slot, entry.mask, crc), pos, durable, window);
         }
         let pieces: Vec<_> = {
             let ranges = self.served.ranges.lock().expect("not poisoned");
             ranges.overlaps(0..1 << BLOCK_NUMBER_BITS).filter(|(_, piece)| piece.segment == live.segment).collect()
         };
         for (blocks, piece) in pieces.into_iter().filter(|(_, piece)| piece.dirty) {
-            window.ranges.push(RangeItem { blocks, kind: piece.kind, pos: piece.pos });
+            self.push_range(RangeItem { blocks, kind: piece.kind, pos: piece.pos }, window);
         }
         window.ranges.sort_by_key(|range| range.pos);
         if let Some(last) = live.last_seq {
@@ -174,11 +294,22 @@ impl<E: Env> Inner<E> {
         }
     }
 
+    fn push_range(&self, range: RangeItem, window: &mut Window) {
+        if range.kind == RangeKind::Poison {
+            window.poisoned += range.blocks.end - range.blocks.start;
+        }
+        window.ranges.push(range);
+    }
+
     fn gather_record(&self, live: &LiveSegment, record: &RecordDesc, durable: (Seq, LogPos), window: &mut Window) {
         let mut payload = 0;
         for (entry, block) in record.entries_with_blocks() {
             match (entry.kind, block) {
-                (EntryKind::Dirty, Some(block)) => self.gather_payload(live, entry, block, durable, window),
+                (EntryKind::Dirty, Some(block)) => {
+                    let slot = self.geometry.slot(live.segment, block);
+                    let pos = LogPos(live.pos.0 + u64::from(block));
+                    self.gather_payload(Item::new(entry.addr, slot, entry.mask, Some(entry.crc)), pos, durable, window);
+                }
                 (kind, None) => {
                     let Some(kind) = range_kind(kind) else { continue };
                     let pos = LogPos(live.pos.0 + u64::from(record.offset_blocks) + payload);
@@ -196,17 +327,9 @@ impl<E: Env> Inner<E> {
         pos < durable.1 || self.config.has_bug(PlantedBug::SupersedeBeyondDurable)
     }
 
-    fn gather_payload(
-        &self,
-        live: &LiveSegment,
-        entry: &Entry,
-        block: u32,
-        durable: (Seq, LogPos),
-        window: &mut Window,
-    ) {
-        let slot = self.geometry.slot(live.segment, block);
-        let pos = LogPos(live.pos.0 + u64::from(block));
-        let wanted = self.index.lookup_with(entry.addr, |current| match current {
+    fn gather_payload(&self, item: Item, pos: LogPos, durable: (Seq, LogPos), window: &mut Window) {
+        let slot = item.slot();
+        let wanted = self.index.lookup_with(item.addr, |current| match current {
             Some(current) if current.slot == slot => current.dirty,
             Some(current) => {
                 let newer = self.segments.pos(current.slot);
@@ -215,19 +338,26 @@ impl<E: Env> Inner<E> {
             // Nothing newer is in the index: what there was has been superseded by a range or poisoned.
             None => false,
         });
-        if !wanted {
+        if !wanted || item.mask().is_empty() {
             return;
         }
-        let covered = self.piece_at(entry.addr.block()).filter(|piece| piece.pos >= pos);
+        let covered = self.piece_at(item.addr.block()).filter(|piece| piece.pos >= pos);
         if covered.is_some_and(|piece| self.supersedes(piece.pos, durable)) {
-            self.index.set_clean_if(entry.addr, slot);
+            self.index.set_clean_if(item.addr, slot);
             return;
         }
-        let item = Item { addr: entry.addr, slot, mask: entry.mask, crc: Some(entry.crc), pos };
-        let newest = window.items.entry(entry.addr).or_insert(item);
-        if newest.pos < pos {
-            *newest = item;
-        }
+        window.items.push(item);
+    }
+
+    /// True if something newer than an item of a window has become durable since it was gathered: then it need not be
+    /// written. What is newer lies behind the window and stays dirty.
+    pub(super) fn is_outrun(&self, item: &Item, durable: (Seq, LogPos)) -> bool {
+        self.index.lookup_with(item.addr, |current| {
+            current.is_some_and(|current| {
+                let newer = self.segments.pos(current.slot);
+                newer > self.segments.pos(item.slot()) && self.supersedes(newer, durable)
+            })
+        })
     }
 
     /// A range is applied whole, unless all of it has been superseded durably or applied before: younger payload in it is
@@ -240,7 +370,7 @@ impl<E: Env> Inner<E> {
         let own = pieces.iter().any(|piece| piece.pos == range.pos && piece.dirty);
         let hidden = pieces.iter().any(|piece| piece.pos > range.pos && !self.supersedes(piece.pos, durable));
         if own || hidden {
-            window.ranges.push(range);
+            self.push_range(range, window);
         }
     }
 }

@@ -96,6 +96,9 @@ impl<E: Env> Inner<E> {
         let mut next = blocks.start;
         let mut last = Seq(0);
         let mut refused = false;
+        if self.admission.is_paced() {
+            self.admission.admit(blocks.end - blocks.start).await;
+        }
         while next < blocks.end {
             if refused || !self.head.seems_to_have_room() {
                 self.wait_for_room().await?;

@@ -1,0 +1,78 @@
+//! Compaction: the oldest segments are freed by logging anew what is live in them, if that is little.
+//!
+//! Where blocks are overwritten again and again, most of an old segment is superseded. To write the rest to the disk would
+//! cost a seek for each; to log it anew costs the cache device a share of a large write. The log then holds more different
+//! dirty blocks before it is full, so that a sweep has more to write per track of the disk, and each block has more time
+//! to be overwritten once more.
+//!
+//! No block is moved more often than users write: without a limit, a log of a few scattered blocks would be moved on and on
+//! for nothing, and the cache device would be worn by it. And a drain that begins meanwhile is told how far the log has
+//! grown [a block is moved behind the drain's target: the drain ends, and the disk does not have it].
+//!
+//! It is re-logging as of stuck blocks, with the same rules: under the block's lock, only what is still the newest version,
+//! durable before the dirty tail passes the old place. What is live in one step fits into the segments that users leave
+//! free, so a step never waits for the space that it makes. Windows with ranges are left to write-back.
+
+use super::Inner;
+use super::config::Shares;
+use super::sweep::Stuck;
+use super::window::WindowLimits;
+use super::writeback::WindowError;
+use crate::env::Env;
+use crate::types::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Fewer dirty segments than this are not compacted: the last one is being filled, and each holds a header at least.
+const SEGMENTS_MIN: u64 = 4;
+
+impl<E: Env> Inner<E> {
+    /// True if so little of the dirty log is live that logging it anew is worth a try.
+    pub(super) fn may_compact(&self) -> bool {
+        let (_, dirty_tail) = self.anchors.tails();
+        let segments = self.head.count_from(dirty_tail) as u64;
+        let written = self.counters.snapshot().user_write_bytes - self.user_bytes_at_start;
+        let moved = self.writeback.moved_blocks.load(Ordering::SeqCst);
+        segments >= SEGMENTS_MIN
+            && moved < written / BLOCK_BYTES_U64
+            && self.is_sparse(self.index.dirty_len(), segments)
+    }
+
+    fn is_sparse(&self, live: u64, segments: u64) -> bool {
+        live * 100 < segments * u64::from(self.geometry.record_blocks()) * u64::from(self.config.compact_percent)
+    }
+
+    /// One step. False: the oldest segments have too much that is live, or ranges, or a block that cannot be read.
+    pub(super) async fn compact(self: &Arc<Self>) -> Result<bool, WindowError> {
+        let shares = Shares::of(&self.geometry);
+        let durable = self.head.durable();
+        let (_, dirty_tail) = self.anchors.tails();
+        let limits = WindowLimits {
+            segments: 4 * shares.reserve_segments as usize,
+            items: (shares.reserve_segments as usize - 1) * self.geometry.record_blocks() as usize,
+            ranges: 1,
+            poisoned: 0,
+        };
+        let window = self.gather(limits, dirty_tail, Seq(0), durable).await;
+        let live = window.items.len();
+        if window.end < dirty_tail || !window.ranges.is_empty() || !self.is_sparse(live as u64, window.segments as u64)
+        {
+            return Ok(false);
+        }
+        for items in window.items.chunks(self.window_pool.max_len() / BLOCK_BYTES) {
+            let batch = self.read_batch(items, 0).await;
+            if batch.hopeless || !batch.lost.is_empty() {
+                return Ok(false);
+            }
+            self.writeback.moved_blocks.fetch_add(batch.good.len() as u64, Ordering::SeqCst);
+            for (item, data) in batch.good {
+                self.relog_one(Stuck { item, data: Some(data) }).await?;
+            }
+        }
+        self.relogged().await?;
+        // A drain that wants something of this window wants it where it is now.
+        self.writeback.move_drain(dirty_tail, self.head.newest());
+        self.reclaim(Some(window.end.next()), None).await?;
+        Ok(true)
+    }
+}
