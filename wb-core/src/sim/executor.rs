@@ -152,6 +152,8 @@ pub(super) struct State {
     break_at: Option<BreakAt>,
     digest: u64,
     trace: bool,
+    /// Runs that take too long are failures.
+    limited: bool,
 }
 
 impl State {
@@ -343,9 +345,20 @@ impl Sim {
             break_at: None,
             digest: seed,
             trace: false,
+            limited: true,
         };
         let core = Arc::new(Core { state: Mutex::new(state), memory: Mutex::default() });
         Sim { seed, root: SimEnv { core, group: 0, alive } }
+    }
+
+    /// A world for measuring in virtual time: tasks run in the order of becoming ready, as in production, and a run may
+    /// take as long as it wants.
+    pub fn measuring(seed: u64) -> Sim {
+        let sim = Sim::new(seed);
+        let mut state = sim.core().lock();
+        (state.style, state.yield_ppm, state.limited) = (Style::Fifo, 0, false);
+        drop(state);
+        sim
     }
 
     /// The seed of this world.
@@ -416,8 +429,9 @@ impl Sim {
 
     /// Runs until `done`, or to the breakpoint, which is then cleared.
     pub fn run_until(&self, done: impl Fn() -> bool) -> Result<Stop, SimFailure> {
-        let limit_ns = self.core().now_ns().saturating_add(RUN_NS_MAX);
-        let polls_max = self.core().lock().polls_of_the_system() + POLLS_PER_RUN_MAX;
+        let limited = self.core().lock().limited;
+        let limit_ns = if limited { self.core().now_ns().saturating_add(RUN_NS_MAX) } else { u64::MAX };
+        let polls_max = if limited { self.core().lock().polls_of_the_system() + POLLS_PER_RUN_MAX } else { u64::MAX };
         loop {
             if done() {
                 return Ok(Stop::Done);
@@ -488,7 +502,7 @@ impl Sim {
         state.polls += 1;
         state.polls_at_instant += 1;
         state.note("", "poll", task, u64::from(group));
-        if state.polls_at_instant > POLLS_PER_INSTANT_MAX {
+        if state.limited && state.polls_at_instant > POLLS_PER_INSTANT_MAX {
             let place = state.groups[group as usize].tasks.get(&task).map(|task| task.place.to_string());
             let failure = SimFailure::BusyLoop {
                 now_ns: state.now_ns,

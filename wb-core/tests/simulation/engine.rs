@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use wb_core::check::{self, CheckError, CheckOptions, RepairOptions, ReplayOptions, Report, Severity, Verdict};
-use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
+use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, Quiet, VolumeHandle, WritebackPolicy};
 use wb_core::env::PlantedBug;
 use wb_core::format::Geometry;
 use wb_core::meta::{self, FormatOptions};
@@ -57,15 +57,31 @@ impl Running for Serving {
 /// Settings drawn from the seed, small enough that every limit is met.
 fn settings(plan: &Plan, bug: PlantedBug) -> EngineConfig {
     let mut rng = SimRng::derive(plan.seed, "settings");
+    // Drawn from another stream, so that old seeds keep the rest of their settings.
+    let mut window = SimRng::derive(plan.seed, "window");
+    let mut policy = SimRng::derive(plan.seed, "policy");
     let start = rng.pick(&[20, 50, 70]);
+    // Write-back that finds something to do all the time commits all the time, and hides what this bug breaks.
+    let calm = bug == PlantedBug::ForgetUnfinishedSlots;
     EngineConfig {
         // Without checksums silent faults stay silent: that is what they are for.
         verify_reads: rng.below(4) > 0 || plan.hardship.loses_data() || plan.hardship == Hardship::Vanish,
         record_buffers: rng.range(2, 6) as usize,
         read_bytes: 2 << 20,
         window_bytes: rng.pick(&[256 << 10, 1 << 20]),
-        writeback_start_percent: start,
-        writeback_stop_percent: start - rng.pick(&[0, 10, 20]),
+        writeback_bytes: window.pick(&[1, 64 * 24, 64 << 20]),
+        compact_percent: if calm { 0 } else { window.pick(&[0, 50, 50, 90]) },
+        policy: WritebackPolicy {
+            start_percent: start,
+            stop_percent: start - rng.pick(&[0, 10, 20]),
+            idle_after_ns: policy.pick(&[None, Some(0), Some(5_000_000_000)]).filter(|_| !calm),
+            read_latency_ns: policy.pick(&[None, Some(1_000_000), Some(50_000_000)]),
+            quiet: (policy.below(4) == 0 && !calm).then(|| Quiet {
+                percent: policy.pick(&[20, 50, 90]),
+                age_ns: policy.pick(&[None, Some(1_000_000_000)]),
+                window: policy.pick(&[None, Some((0, 720))]),
+            }),
+        },
         writeback_depth: rng.pick(&[1, 4, 16]),
         range_pieces: rng.pick(&[16, 64, 1024]),
         index_shards: rng.pick(&[1, 2, 4]),
@@ -82,6 +98,13 @@ pub fn small_settings() -> EngineConfig {
         window_bytes: 256 << 10,
         range_pieces: 64,
         index_shards: 2,
+        // Nothing is written back, and so made durable, that a scenario does not ask for.
+        policy: WritebackPolicy {
+            start_percent: 70,
+            stop_percent: 50,
+            idle_after_ns: None,
+            ..EngineConfig::default().policy
+        },
         ..EngineConfig::default()
     }
 }
