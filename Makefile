@@ -34,7 +34,7 @@ SIM     := -p wb-core --features sim --cargo-profile sim
 GUESTS  := (package(wb-tests) & binary(/^guest_/))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test fmt-check lint doc man man-check unit sim e2e guest counts bench soak fuzz demo install uninstall clean
+.PHONY: help setup build test fmt-check lint doc man man-check unit sim writeback e2e guest counts bench soak fuzz demo install uninstall clean
 # The steps of `make test` in this order, also with -j.
 .NOTPARALLEL:
 
@@ -72,6 +72,9 @@ unit: ## unit tests
 
 sim: ## tests of the core, those in the simulator included
 	$(NEXTEST) $(SIM)
+
+writeback: ## the write-back table of docs/PERFORMANCE.md, in virtual time; some minutes
+	$(CARGO) nextest run --locked $(SIM) --run-ignored only --no-capture -E 'test(=table)'
 
 e2e: ## tests of whole programs
 	$(CARGO) build --locked $(APPS) --bins --tests

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use std::sync::Arc;
 use uuid::Uuid;
 use wb_cli::json::bench::DeviceWork;
-use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
+use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle, WritebackPolicy};
 use wb_core::env::Env;
 use wb_core::format::SEGMENT_BYTES_DEFAULT;
 use wb_core::io::Disk;
@@ -102,8 +102,12 @@ async fn open(
     let config = EngineConfig {
         verify_reads: setup.verify_reads,
         // Write-back is held: no load here may write more than half of the cache.
-        writeback_start_percent: 100,
-        writeback_stop_percent: 100,
+        policy: WritebackPolicy {
+            start_percent: 100,
+            stop_percent: 100,
+            idle_after_ns: None,
+            ..EngineConfig::default().policy
+        },
         index_shards: 16.max(4 * setup.threads as usize).next_power_of_two(),
         ..EngineConfig::default()
     };

@@ -5,10 +5,11 @@ use crate::config_error;
 use crate::error::{NextStep, UsageError};
 use crate::paths;
 use crate::units::{ByteSize, TypedDuration};
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use wb_core::engine::{EngineConfig, Quiet, WritebackPolicy};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -73,13 +74,45 @@ pub struct WritebackConfig {
     pub start_percent: u8,
     /// ... and goes on until no more than this share is dirty.
     pub stop_percent: u8,
-    /// RAM for the data of one write-back window.
+    /// Below the start watermark, write back gently: above the stop watermark at once, below it after `idle_seconds`.
+    pub idle: bool,
+    /// So long nobody has asked anything of the volume.
+    pub idle_seconds: u32,
+    /// 99th percentile of read misses that gentle write-back keeps to, in ms; 0: twice what it is without.
+    pub read_latency_ms: u32,
+    /// Not 0: instead of the watermarks hold dirty data until this share of the cache is dirty, then write all of it.
+    pub quiet_percent: u8,
+    /// With `quiet_percent`: hold it no longer than so many minutes; 0: without limit.
+    pub quiet_age_minutes: u32,
+    /// With `quiet_percent`: write everything back once a day between these times, UTC.
+    pub quiet_window: DayWindow,
+    /// RAM for the data on its way from the cache to the backing device, twice.
     pub window: ByteSize,
+    /// RAM for the list of the blocks of one pass: it bounds how many are written back in one sweep over the device.
+    pub memory: ByteSize,
+    /// The oldest part of the log is logged anew rather than written back if less than this share of it, in percent, has
+    /// not been overwritten; 0: never.
+    pub compact_percent: u8,
 }
 
 impl Default for WritebackConfig {
     fn default() -> WritebackConfig {
-        WritebackConfig { start_percent: 20, stop_percent: 10, window: ByteSize(64 << 20) }
+        // The engine's own, so that there is one truth.
+        let engine = EngineConfig::default();
+        let share = |percent: u32| u8::try_from(percent).expect("a share of 100");
+        WritebackConfig {
+            start_percent: share(engine.policy.start_percent),
+            stop_percent: share(engine.policy.stop_percent),
+            idle: engine.policy.idle_after_ns.is_some(),
+            idle_seconds: engine.policy.idle_after_ns.map_or(0, |ns| (ns / 1_000_000_000) as u32),
+            read_latency_ms: 0,
+            quiet_percent: 0,
+            quiet_age_minutes: 0,
+            quiet_window: DayWindow::default(),
+            window: ByteSize(engine.window_bytes as u64),
+            memory: ByteSize(engine.writeback_bytes as u64),
+            compact_percent: share(engine.compact_percent),
+        }
     }
 }
 
@@ -95,7 +128,73 @@ impl WritebackConfig {
         if self.window.0 < 1 << 20 {
             return Err(format!("writeback: window = {}: at least 1 MiB is needed", self.window));
         }
+        if self.quiet_percent > 90 {
+            return Err(format!("writeback: quiet_percent = {}: 90 at most", self.quiet_percent));
+        }
+        if self.compact_percent > 90 {
+            return Err(format!("writeback: compact_percent = {}: 90 at most", self.compact_percent));
+        }
         Ok(())
+    }
+}
+
+impl WritebackConfig {
+    /// As the engine wants it.
+    pub fn policy(&self) -> WritebackPolicy {
+        let some = |value: u32, unit_ns: u64| (value > 0).then(|| u64::from(value) * unit_ns);
+        WritebackPolicy {
+            start_percent: self.start_percent.into(),
+            stop_percent: self.stop_percent.into(),
+            idle_after_ns: self.idle.then(|| u64::from(self.idle_seconds) * 1_000_000_000),
+            read_latency_ns: some(self.read_latency_ms, 1_000_000),
+            quiet: (self.quiet_percent > 0).then(|| Quiet {
+                percent: self.quiet_percent.into(),
+                age_ns: some(self.quiet_age_minutes, 60_000_000_000),
+                window: self.quiet_window.0,
+            }),
+        }
+    }
+}
+
+/// Times of a day, as `02:00-04:30`; empty: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DayWindow(pub Option<(u32, u32)>);
+
+impl FromStr for DayWindow {
+    type Err = String;
+    fn from_str(text: &str) -> Result<DayWindow, String> {
+        if text.is_empty() {
+            return Ok(DayWindow(None));
+        }
+        let minutes = |time: &str| {
+            let (hours, minutes) = time.trim().split_once(':')?;
+            let (hours, minutes): (u32, u32) = (hours.parse().ok()?, minutes.parse().ok()?);
+            (hours < 24 && minutes < 60).then_some(hours * 60 + minutes)
+        };
+        let times = text.split_once('-').and_then(|(from, to)| Some((minutes(from)?, minutes(to)?)));
+        match times {
+            Some((from, to)) if from != to => Ok(DayWindow(Some((from, to)))),
+            _ => Err(format!("{text:?} are no times of a day, as 02:00-04:30")),
+        }
+    }
+}
+
+impl fmt::Display for DayWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((from, to)) = self.0 else { return Ok(()) };
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
+impl Serialize for DayWindow {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DayWindow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<DayWindow, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -347,6 +446,14 @@ mod tests {
             format!("#start_percent = {}", d.start_percent),
             format!("#stop_percent = {}", d.stop_percent),
             "#window = \"64MiB\"".to_string(),
+            "#memory = \"64MiB\"".to_string(),
+            format!("#compact_percent = {}", d.compact_percent),
+            format!("#idle = {}", d.idle),
+            format!("#idle_seconds = {}", d.idle_seconds),
+            format!("#read_latency_ms = {}", d.read_latency_ms),
+            format!("#quiet_percent = {}", d.quiet_percent),
+            format!("#quiet_age_minutes = {}", d.quiet_age_minutes),
+            format!("#quiet_window = {:?}", d.quiet_window.to_string()),
             "#threads = 1".to_string(),
             "#verify_reads = true".to_string(),
             "#read_only = false".to_string(),

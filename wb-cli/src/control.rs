@@ -4,6 +4,7 @@
 //! any number of [`Response::Progress`] lines and one last line of another kind. Then the client may send the next
 //! request. Closing the connection ends the waiting for a drain or detach, not the work.
 
+use crate::config::{DayWindow, WritebackConfig};
 use crate::config_error::nearest;
 use crate::error::NextStep;
 use crate::json::status::Status;
@@ -117,11 +118,54 @@ pub enum Setting {
     /// See [`crate::config::WritebackConfig::stop_percent`].
     #[serde(rename = "writeback.stop_percent")]
     WritebackStopPercent(u8),
+    /// See [`crate::config::WritebackConfig::idle`].
+    #[serde(rename = "writeback.idle")]
+    WritebackIdle(bool),
+    /// See [`crate::config::WritebackConfig::idle_seconds`].
+    #[serde(rename = "writeback.idle_seconds")]
+    WritebackIdleSeconds(u32),
+    /// See [`crate::config::WritebackConfig::read_latency_ms`].
+    #[serde(rename = "writeback.read_latency_ms")]
+    WritebackReadLatencyMs(u32),
+    /// See [`crate::config::WritebackConfig::quiet_percent`].
+    #[serde(rename = "writeback.quiet_percent")]
+    WritebackQuietPercent(u8),
+    /// See [`crate::config::WritebackConfig::quiet_age_minutes`].
+    #[serde(rename = "writeback.quiet_age_minutes")]
+    WritebackQuietAgeMinutes(u32),
+    /// See [`crate::config::WritebackConfig::quiet_window`].
+    #[serde(rename = "writeback.quiet_window")]
+    WritebackQuietWindow(DayWindow),
 }
 
 impl Setting {
     /// Every key.
-    pub const KEYS: &'static [&'static str] = &["writeback.start_percent", "writeback.stop_percent"];
+    pub const KEYS: &'static [&'static str] = &[
+        "writeback.start_percent",
+        "writeback.stop_percent",
+        "writeback.idle",
+        "writeback.idle_seconds",
+        "writeback.read_latency_ms",
+        "writeback.quiet_percent",
+        "writeback.quiet_age_minutes",
+        "writeback.quiet_window",
+    ];
+
+    /// The settings with this one changed, if they fit together.
+    pub fn apply(self, mut config: WritebackConfig) -> Result<WritebackConfig, String> {
+        match self {
+            Setting::WritebackStartPercent(value) => config.start_percent = value,
+            Setting::WritebackStopPercent(value) => config.stop_percent = value,
+            Setting::WritebackIdle(value) => config.idle = value,
+            Setting::WritebackIdleSeconds(value) => config.idle_seconds = value,
+            Setting::WritebackReadLatencyMs(value) => config.read_latency_ms = value,
+            Setting::WritebackQuietPercent(value) => config.quiet_percent = value,
+            Setting::WritebackQuietAgeMinutes(value) => config.quiet_age_minutes = value,
+            Setting::WritebackQuietWindow(value) => config.quiet_window = value,
+        }
+        config.check()?;
+        Ok(config)
+    }
 }
 
 impl FromStr for Setting {
@@ -133,9 +177,20 @@ impl FromStr for Setting {
             Ok(share @ 0..=100) => Ok(share),
             _ => Err(format!("{key}: {value:?} is no share from 0 to 100")),
         };
+        let number = || value.parse::<u32>().map_err(|_| format!("{key}: {value:?} is no whole number"));
         match key {
             "writeback.start_percent" => share().map(Setting::WritebackStartPercent),
             "writeback.stop_percent" => share().map(Setting::WritebackStopPercent),
+            "writeback.idle" => match value {
+                "true" | "yes" | "on" => Ok(Setting::WritebackIdle(true)),
+                "false" | "no" | "off" => Ok(Setting::WritebackIdle(false)),
+                _ => Err(format!("{key}: {value:?} is neither true nor false")),
+            },
+            "writeback.idle_seconds" => number().map(Setting::WritebackIdleSeconds),
+            "writeback.read_latency_ms" => number().map(Setting::WritebackReadLatencyMs),
+            "writeback.quiet_percent" => share().map(Setting::WritebackQuietPercent),
+            "writeback.quiet_age_minutes" => number().map(Setting::WritebackQuietAgeMinutes),
+            "writeback.quiet_window" => value.parse().map(Setting::WritebackQuietWindow),
             _ => Err(match nearest(key, Setting::KEYS) {
                 Some(near) => format!("unknown key {key:?}: did you mean {near}?"),
                 None => format!("unknown key {key:?}: the keys are {}", Setting::KEYS.join(", ")),
@@ -149,6 +204,12 @@ impl fmt::Display for Setting {
         match self {
             Setting::WritebackStartPercent(v) => write!(f, "writeback.start_percent={v}"),
             Setting::WritebackStopPercent(v) => write!(f, "writeback.stop_percent={v}"),
+            Setting::WritebackIdle(v) => write!(f, "writeback.idle={v}"),
+            Setting::WritebackIdleSeconds(v) => write!(f, "writeback.idle_seconds={v}"),
+            Setting::WritebackReadLatencyMs(v) => write!(f, "writeback.read_latency_ms={v}"),
+            Setting::WritebackQuietPercent(v) => write!(f, "writeback.quiet_percent={v}"),
+            Setting::WritebackQuietAgeMinutes(v) => write!(f, "writeback.quiet_age_minutes={v}"),
+            Setting::WritebackQuietWindow(v) => write!(f, "writeback.quiet_window={v}"),
         }
     }
 }
@@ -358,11 +419,18 @@ mod tests {
     #[test]
     fn settings_are_checked_before_they_are_sent() {
         assert_eq!("writeback.start_percent=50%".parse(), Ok(Setting::WritebackStartPercent(50)));
+        for text in ["writeback.idle=false", "writeback.quiet_window=22:30-04:00", "writeback.quiet_window="] {
+            assert_eq!(text.parse::<Setting>().unwrap().to_string(), text);
+        }
+        let crossed = "writeback.stop_percent=50".parse::<Setting>().unwrap().apply(WritebackConfig::default());
+        assert!(crossed.unwrap_err().contains("stop not above start"));
         for (text, part) in [
             ("writeback.start_percent", "KEY=VALUE"),
             ("writeback.start_precent=5", "did you mean writeback.start_percent?"),
             ("colour=5", "the keys are"),
             ("writeback.stop_percent=101", "0 to 100"),
+            ("writeback.idle=perhaps", "neither"),
+            ("writeback.quiet_window=2-4", "no times of a day"),
         ] {
             assert!(text.parse::<Setting>().unwrap_err().contains(part), "{text}");
         }

@@ -93,8 +93,9 @@ pub enum DaemonCommand {
     Upgrade(UpgradeArgs),
     /// Change a setting of the running daemon
     ///
-    /// Settings: writeback.start_percent, writeback.stop_percent. A change lasts until the daemon stops; the config file
-    /// makes it permanent.
+    /// Settings: writeback.start_percent, stop_percent, idle, idle_seconds, read_latency_ms, quiet_percent,
+    /// quiet_age_minutes and quiet_window (each with `writeback.` before it), as in the config file. A change lasts until
+    /// the daemon stops; the config file makes it permanent.
     Set(SetArgs),
 }
 

@@ -9,12 +9,15 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::rc::Rc;
 use tracing::{debug, warn};
+use wb_cli::config::DayWindow;
 use wb_cli::control::{LINE_BYTES_MAX, Request, Response, Setting, WorkProgress, parse_request, to_line};
 use wb_cli::daemon_args::DaemonArgs;
 use wb_cli::json::status::{Counters, RamTail, State, Status, VolumeStatus};
+use wb_core::engine::Why;
 use wb_core::format;
 use wb_core::io::Buf;
 use wb_core::rt::{self, JoinHandle, Listener, Stream};
+use wb_core::types::BLOCK_BYTES;
 
 /// Progress lines come this often.
 const PROGRESS_NS: u64 = 500_000_000;
@@ -183,37 +186,43 @@ async fn drain(daemon: &Rc<Daemon>, stream: &Stream, wait: bool, done: &str) -> 
             return Some(Response::Error { message: failure, next_step: Some("see the daemon's log".into()) });
         }
         let rate = daemon.rates.borrow().now(rt::now_ns(), &now.counters).write_back;
+        // What the sweep has written counts, though it is clean only at its end.
+        let swept = now.window.map_or(0, |(_, done)| done * BLOCK_BYTES as u64);
         let progress = WorkProgress {
             doing: match &now.writeback_error {
                 Some(error) => format!("waiting to try again: {error}"),
                 None => "writing back".into(),
             },
-            done_bytes: total_bytes.saturating_sub(now.dirty_bytes),
+            done_bytes: total_bytes.saturating_sub(now.dirty_bytes.saturating_sub(swept)),
             total_bytes,
             bytes_per_s: rate,
-            eta_s: (rate > 0.0).then(|| now.dirty_bytes as f64 / rate),
+            eta_s: now.writeback_left_ns.map(|ns| ns as f64 / 1e9),
             errors: now.counters.writeback_errors,
         };
         stream.send_bytes(&to_line(&Response::Progress(progress))).await.ok()?;
     }
     let seconds = (rt::now_ns() - started_ns) as f64 / 1e9;
+    let refused = daemon.engine.status().refused_blocks;
+    if refused > 0 {
+        return Some(Response::Error {
+            message: format!(
+                "the backing device refuses {refused} blocks; everything else was written in {seconds:.1} s"
+            ),
+            next_step: Some("the daemon's log names them; they stay in the cache and are tried again".into()),
+        });
+    }
     Some(Response::Done { message: format!("{done} {total_bytes} bytes in {seconds:.1} s") })
 }
 
 fn set(daemon: &Rc<Daemon>, setting: Setting) -> Response {
-    let (mut start, mut stop) = daemon.engine.status().watermarks;
-    match setting {
-        Setting::WritebackStartPercent(value) => start = value.into(),
-        Setting::WritebackStopPercent(value) => stop = value.into(),
+    match setting.apply(daemon.writeback.get()) {
+        Err(message) => Response::Error { message, next_step: Some("change the other one first".into()) },
+        Ok(config) => {
+            daemon.writeback.set(config);
+            daemon.engine.set_policy(config.policy());
+            Response::Done { message: format!("{setting} until the daemon ends") }
+        }
     }
-    if stop > start {
-        return Response::Error {
-            message: format!("stop_percent {stop} would be above start_percent {start}"),
-            next_step: Some("change the other one first".into()),
-        };
-    }
-    daemon.engine.set_watermarks(start, stop);
-    Response::Done { message: format!("{setting} until the daemon ends") }
 }
 
 /// State and counters for people and scripts.
@@ -244,15 +253,28 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
             .map(|then| rt::wall_ns().saturating_sub(then) / 1_000_000),
         writeback: writeback_in_words(&now),
         writeback_bytes_per_s: rates.write_back,
-        writeback_eta_s: (rates.write_back > 0.0).then(|| now.dirty_bytes as f64 / rates.write_back),
+        writeback_eta_s: now.writeback_left_ns.filter(|_| now.why.works()).map(|ns| ns as f64 / 1e9),
+        writeback_why: why_in_a_word(now.why).into(),
+        sweep_blocks: now.window.map(|(total, _)| total),
+        sweep_done_blocks: now.window.map(|(_, done)| done),
+        writers_paced: now.writers_paced,
+        refused_blocks: now.refused_blocks,
         user_read_bytes_per_s: rates.user_read,
         user_write_bytes_per_s: rates.user_write,
         counters: counters(&since(&now.counters, &daemon.started_with)),
     };
+    let set = daemon.writeback.get();
     let settings = [
-        ("writeback.start_percent".to_owned(), now.watermarks.0.into()),
-        ("writeback.stop_percent".to_owned(), now.watermarks.1.into()),
-    ];
+        ("writeback.start_percent", set.start_percent.into()),
+        ("writeback.stop_percent", set.stop_percent.into()),
+        ("writeback.idle", set.idle.into()),
+        ("writeback.idle_seconds", set.idle_seconds.into()),
+        ("writeback.read_latency_ms", set.read_latency_ms.into()),
+        ("writeback.quiet_percent", set.quiet_percent.into()),
+        ("writeback.quiet_age_minutes", set.quiet_age_minutes.into()),
+        ("writeback.quiet_window", set.quiet_window.to_string().into()),
+    ]
+    .map(|(key, value): (&str, serde_json::Value)| (key.to_owned(), value));
     Status {
         state,
         reason: now.failure.clone().or(now.writeback_error.clone()),
@@ -279,20 +301,59 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
 }
 
 fn writeback_in_words(now: &wb_core::engine::Status) -> String {
-    if let Some(error) = &now.writeback_error {
-        return format!("waiting to try again: {error}");
+    let policy = now.policy;
+    let mut text = match now.why {
+        Why::Clean => "nothing to write back".into(),
+        Why::Failed => "stopped: the cache device has failed".into(),
+        Why::Waiting => match &now.writeback_error {
+            Some(error) => format!("waiting to try again: {error}"),
+            None => "waiting to try again".into(),
+        },
+        Why::Refused => format!("waiting: the backing device refuses {} blocks, all that is left", now.refused_blocks),
+        Why::Space => "writing back: the cache is nearly full".into(),
+        Why::Drain => "writing everything back, as asked for".into(),
+        Why::Watermark => format!("writing back until no more than {} % of the cache is dirty", policy.stop_percent),
+        Why::Between => "writing back gently, between the watermarks".into(),
+        Why::Idle => "writing back gently, while nobody asks anything of the volume".into(),
+        Why::Burst => "writing everything back, then holding again".into(),
+        Why::Quiet => policy.quiet.map_or_else(String::new, |quiet| {
+            let age = quiet.age_ns.map(|ns| format!(", or the oldest data is {} min old", ns / 60_000_000_000));
+            let hours = quiet.window.map(|window| format!(", or it is {} UTC", DayWindow(Some(window))));
+            let (age, hours) = (age.unwrap_or_default(), hours.unwrap_or_default());
+            format!("holding until {} % of the cache is dirty{age}{hours}", quiet.percent)
+        }),
+        Why::Below => {
+            let idle =
+                policy.idle_after_ns.map(|ns| format!(", or nobody has asked anything for {} s", ns / 1_000_000_000));
+            let (start, idle) = (policy.start_percent, idle.unwrap_or_default());
+            format!("holding until {start} % of the cache is dirty{idle} or its space is needed")
+        }
+    };
+    if let Some((total, done)) = now.window.filter(|(total, _)| now.why.works() && *total > 0) {
+        text += &format!("; {} % of a sweep of {total} blocks", done.min(total) * 100 / total);
     }
-    if now.dirty_tail > now.head {
-        return "nothing to write back".into();
+    if now.writers_paced {
+        text += "; writers are slowed down to that";
     }
-    if now.draining {
-        return "writing everything back, as asked for".into();
+    text
+}
+
+/// One word for scripts.
+fn why_in_a_word(why: Why) -> &'static str {
+    match why {
+        Why::Clean => "clean",
+        Why::Failed => "failed",
+        Why::Waiting => "waiting",
+        Why::Refused => "refused",
+        Why::Space => "space",
+        Why::Drain => "drain",
+        Why::Watermark => "watermark",
+        Why::Between => "between",
+        Why::Idle => "idle",
+        Why::Burst => "burst",
+        Why::Quiet => "quiet",
+        Why::Below => "below",
     }
-    let (start, stop) = now.watermarks;
-    if now.writing_back {
-        return format!("writing back until no more than {stop} % of the cache is dirty");
-    }
-    format!("holding until {start} % of the cache is dirty or its space is needed")
 }
 
 /// Lifetime counters without what was counted before.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{error, info, warn};
-use wb_cli::config::{self, CacheConfig, ListenAddr};
+use wb_cli::config::{self, CacheConfig, ListenAddr, WritebackConfig};
 use wb_cli::daemon_args::RunPlan;
 use wb_cli::exit::{Exit, ExitStatus as _};
 use wb_cli::notify::{Notification, notify};
@@ -49,6 +49,8 @@ pub struct Daemon {
     pub server: Option<NbdServer<VolumeHandle<RtEnv>>>,
     /// Its settings.
     pub config: CacheConfig,
+    /// The settings of write-back, as changed since.
+    pub writeback: Cell<WritebackConfig>,
     /// Number of its block device, if it serves one.
     pub ublk: Cell<Option<u32>>,
     /// The program that is to take its place.
@@ -261,8 +263,9 @@ fn engine_config(cache: &CacheConfig) -> EngineConfig {
     EngineConfig {
         verify_reads: cache.verify_reads,
         window_bytes: cache.writeback.window.0 as usize,
-        writeback_start_percent: cache.writeback.start_percent.into(),
-        writeback_stop_percent: cache.writeback.stop_percent.into(),
+        writeback_bytes: cache.writeback.memory.0 as usize,
+        compact_percent: cache.writeback.compact_percent.into(),
+        policy: cache.writeback.policy(),
         index_shards: 16.max(4 * usize::from(cache.threads)).next_power_of_two(),
         ..EngineConfig::default()
     }
@@ -285,6 +288,7 @@ fn daemon(config: CacheConfig, engine: Engine<RtEnv>, started_ns: u64) -> anyhow
     }
     let started_with = engine.status().counters;
     Ok(Daemon {
+        writeback: Cell::new(config.writeback),
         engine,
         server,
         config,

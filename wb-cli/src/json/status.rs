@@ -97,8 +97,24 @@ pub struct VolumeStatus {
     pub writeback: String,
     /// Rate of write-back over the last seconds.
     pub writeback_bytes_per_s: f64,
-    /// Time until nothing is dirty, at that rate; `null` if it is not known.
+    /// Time until nothing is dirty, by the course of the sweep; `null` if it is not known.
     pub writeback_eta_s: Option<f64>,
+    /// Why dirty data is being written back or not, as one word that stays the same: `clean`, `failed`, `waiting`,
+    /// `refused`, `space`, `drain`, `watermark`, `between`, `idle`, `burst`, `quiet`, `below`.
+    #[serde(default)]
+    pub writeback_why: String,
+    /// Blocks of the sweep over the backing device that is going on; `null` if there is none.
+    #[serde(default)]
+    pub sweep_blocks: Option<u64>,
+    /// Those of them that are done.
+    #[serde(default)]
+    pub sweep_done_blocks: Option<u64>,
+    /// Writers are slowed down, so that the free space lasts until the end of the sweep.
+    #[serde(default)]
+    pub writers_paced: bool,
+    /// Blocks that the backing device refused lately; they stay in the cache.
+    #[serde(default)]
+    pub refused_blocks: u64,
     /// Rate of user reads over the last seconds.
     pub user_read_bytes_per_s: f64,
     /// Rate of user writes over the last seconds.
