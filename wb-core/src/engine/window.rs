@@ -238,7 +238,7 @@ impl<E: Env> Inner<E> {
     async fn put_in_order(&self, window: &mut Window) {
         let pos = |item: &Item| self.segments.pos(item.slot());
         let order = |a: &Item, b: &Item| a.addr.cmp(&b.addr).then_with(|| pos(b).cmp(&pos(a)));
-        let mut pieces = vec![0..window.items.len()];
+        let mut pieces: Vec<Range<usize>> = std::iter::once(0..window.items.len()).collect();
         while let Some(piece) = pieces.pop() {
             if piece.len() <= SORTED_AT_ONCE {
                 window.items[piece].sort_unstable_by(order);
