@@ -132,8 +132,7 @@ fn with_dirty(scale: Scale, bytes: u64) -> (World, Vec<u64>) {
     let mut place = uniform(scale.blocks(), 9);
     let blocks: std::collections::BTreeSet<u64> =
         std::iter::repeat_with(&mut place).take((bytes / BLOCK) as usize).collect();
-    let mut order = uniform(scale.blocks(), 9);
-    let tally = write_loop(&world, Box::new(move || order()), 1, DEPTH, bytes / BLOCK);
+    let tally = write_loop(&world, uniform(scale.blocks(), 9), 1, DEPTH, bytes / BLOCK);
     while tally.running.get() > 0 {
         world.run_s(0.1);
     }
