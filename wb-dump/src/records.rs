@@ -5,7 +5,7 @@ use wb_cli::json::dump::{Damage, EntryDump, RecordDump};
 use wb_core::BLOCK_BYTES_U64;
 use wb_core::check::LogView;
 use wb_core::check::segment::{Payload, SegmentImage};
-use wb_core::format::{Entry, EntryKind, RecordDesc, RecordFlags, RecordHeader, Superblock};
+use wb_core::format::{Entries, Entry, EntryKind, RecordDesc, RecordFlags, RecordHeader, Superblock};
 use wb_core::types::*;
 
 /// A record as it was seen, from its header or, if that is damaged, from the segment's summary.
@@ -18,7 +18,7 @@ pub struct Seen {
     durable: Seq,
     wall_unix_ns: u64,
     flags: RecordFlags,
-    entries: Vec<Entry>,
+    entries: Entries,
 }
 
 impl From<RecordHeader> for Seen {
@@ -32,7 +32,7 @@ impl From<RecordHeader> for Seen {
             durable: header.durable,
             wall_unix_ns: header.wall_unix_ns,
             flags: header.flags,
-            entries: header.entries,
+            entries: header.entries.into(),
         }
     }
 }

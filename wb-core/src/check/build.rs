@@ -207,7 +207,7 @@ impl Builder {
             offset_blocks: self.offset,
             chain_crc: self.chain,
             flags: header.flags,
-            entries,
+            entries: entries.into(),
         });
         self.head = seq;
         self.offset += 1 + payload_blocks;

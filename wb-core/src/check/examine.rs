@@ -248,7 +248,7 @@ impl Examination {
             }
             let problem = match image.header(&self.superblock, record.offset_blocks) {
                 Ok(header) if header.seq == record.seq && header.chain_crc == record.chain_crc => {
-                    let agree = header.entries == record.entries && header.epoch == record.epoch;
+                    let agree = record.entries == header.entries && header.epoch == record.epoch;
                     (!agree).then(|| "does not say what the segment's summary says".to_owned())
                 }
                 Ok(header) => Some(format!("there is record {} in its place", header.seq)),
@@ -270,7 +270,7 @@ impl Examination {
                     wall_unix_ns: 0,
                     payload_blocks: record.payload_blocks(),
                     chain_crc: record.chain_crc,
-                    entries: record.entries.clone(),
+                    entries: record.entries.to_vec(),
                 };
                 self.headers.push(HeaderDamage { problem, header });
             }

@@ -125,7 +125,7 @@ impl<E: Env> Inner<E> {
                 offset_blocks: header.offset_blocks,
                 chain_crc: header.chain_crc,
                 flags: header.flags,
-                entries: header.entries,
+                entries: header.entries.into(),
             });
         }
         Some(records)

@@ -6,9 +6,11 @@
 mod anchor;
 mod badseg;
 mod crc;
+mod entries;
 mod geometry;
 mod record;
 mod summary;
+mod summary_builder;
 mod superblock;
 mod volumes;
 
@@ -17,6 +19,7 @@ pub use badseg::{BAD_SEGMENTS_PER_BLOCK, BadSegmentBlock, BadSegments};
 #[cfg(any(test, feature = "sim", feature = "testing"))]
 pub(crate) use crc::block_crc;
 pub use crc::crc32c;
+pub use entries::Entries;
 pub use geometry::{
     Geometry, GeometryError, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
 };
@@ -27,6 +30,7 @@ pub use record::{
 pub use summary::{
     EPOCH_DELTA_MAX, RecordDesc, RecordDescRaw, SUMMARY_HEADER_BYTES, SegmentSummary, SummaryHeaderRaw, SummaryUsage,
 };
+pub use summary_builder::{SummaryBuilder, SummaryTails};
 pub use superblock::{Superblock, SuperblockRaw};
 pub use volumes::{VOLUMES_MAX, Volume, VolumeRaw, VolumeTable, VolumeTableHeaderRaw};
 

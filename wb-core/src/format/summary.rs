@@ -7,9 +7,9 @@ use super::record::decode_entries;
 use super::*;
 use crate::types::*;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-const MAGIC: &[u8; 8] = b"WBSUMARY";
+pub(super) const MAGIC: &[u8; 8] = b"WBSUMARY";
 const WHAT: &str = "segment summary";
 
 /// Bytes of the summary's fixed part.
@@ -64,7 +64,7 @@ pub struct RecordDesc {
     /// Flags of its header.
     pub flags: RecordFlags,
     /// Its entries.
-    pub entries: Vec<Entry>,
+    pub entries: Entries,
 }
 
 impl RecordDesc {
@@ -144,44 +144,10 @@ impl SegmentSummary {
 
     /// Writes the summary into `out`, which has exactly its length.
     pub fn encode_into(&self, out: &mut [u8], geometry: &Geometry, uuid: Uuid, secret: u32) {
-        assert_eq!(out.len(), geometry.summary_blocks() as usize * BLOCK_BYTES, "length of a summary");
-        let entries: usize = self.records.iter().map(|record| record.entries.len()).sum();
-        let usage = SummaryUsage { records: self.records.len(), entries };
-        assert!(usage.bytes() <= out.len() && !self.records.is_empty(), "the head closes a segment in time");
-        out.fill(0);
-        let first = &self.records[0];
-        let mut raw = SummaryHeaderRaw::new_zeroed();
-        raw.magic = *MAGIC;
-        raw.segment = self.segment.0.into();
-        raw.uuid = *uuid.as_bytes();
-        raw.first_seq = first.seq.0.into();
-        raw.first_epoch = first.epoch.0.into();
-        raw.first_epoch_start = self.first_epoch_start.0.into();
-        raw.previous_crc = self.previous_crc.into();
-        raw.records = (self.records.len() as u16).into();
-        raw.entries = (entries as u16).into();
-        raw.log_tail = self.log_tail.0.into();
-        raw.dirty_tail = self.dirty_tail.0.into();
-        raw.durable = self.durable.0.into();
-        out[..SUMMARY_HEADER_BYTES].copy_from_slice(raw.as_bytes());
-        let mut at = SUMMARY_HEADER_BYTES;
-        for record in &self.records {
-            let delta = record.epoch.0 - first.epoch.0;
-            let desc = RecordDescRaw {
-                chain_crc: record.chain_crc.into(),
-                epoch_delta: u16::try_from(delta).expect("the head begins a segment in time").into(),
-                entries: record.entries.len() as u8,
-                flags: record.flags.0 as u8,
-            };
-            out[at..at + DESC_BYTES].copy_from_slice(desc.as_bytes());
-            at += DESC_BYTES;
-        }
-        for entry in self.records.iter().flat_map(|record| &record.entries) {
-            out[at..at + ENTRY_BYTES].copy_from_slice(entry.encode().as_bytes());
-            at += ENTRY_BYTES;
-        }
-        let crc = crc::block_crc(out, secret);
-        out[8..12].copy_from_slice(&crc.to_le_bytes());
+        let mut builder = SummaryBuilder::new(self.segment, self.previous_crc, self.first_epoch_start);
+        self.records.iter().for_each(|record| builder.push_desc(record));
+        let tails = SummaryTails { log_tail: self.log_tail, dirty_tail: self.dirty_tail, durable: self.durable };
+        builder.encode_into(tails, out, geometry, uuid, secret);
     }
 
     /// Magic, CRC, cache, place, and every field: records follow one another, their epochs never fall, and together
@@ -230,15 +196,15 @@ fn join_records(
     geometry: &Geometry,
 ) -> Result<Vec<RecordDesc>, FormatError> {
     let mut records = Vec::with_capacity(descs.len() / DESC_BYTES);
-    let mut entries = entries.into_iter();
+    let mut entries = Entries::share(entries);
     let (mut offset, mut epoch) = (0u32, raw.first_epoch.get());
     for (number, bytes) in descs.chunks_exact(DESC_BYTES).enumerate() {
         let desc = RecordDescRaw::read_from_bytes(bytes).expect("size of the struct");
-        let own: Vec<Entry> = entries.by_ref().take(desc.entries.into()).collect();
+        let own = entries.split_to(desc.entries.into()).filter(|own| own.len() <= RECORD_ENTRIES_MAX);
         let own_epoch = raw.first_epoch.get() + u64::from(desc.epoch_delta.get());
-        if own.len() != usize::from(desc.entries) || own.len() > RECORD_ENTRIES_MAX || own_epoch < epoch {
+        let Some(own) = own.filter(|_| own_epoch >= epoch) else {
             return Err(bad(WHAT, format!("record {number} has {} entries, epoch {own_epoch}", desc.entries)));
-        }
+        };
         epoch = own_epoch;
         let record = RecordDesc {
             seq: Seq(raw.first_seq.get() + number as u64),
@@ -251,7 +217,7 @@ fn join_records(
         offset += 1 + record.payload_blocks();
         records.push(record);
     }
-    if offset > geometry.record_blocks() || entries.next().is_some() {
+    if offset > geometry.record_blocks() || !entries.is_empty() {
         return Err(bad(WHAT, format!("records of {offset} blocks")));
     }
     Ok(records)

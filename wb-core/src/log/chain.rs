@@ -4,7 +4,7 @@
 //! epoch that changes only at its recorded start. What the anchor says of the current epoch excludes for ever every
 //! record of an older epoch with a number from that start on [lost record 10, stale 11, second crash].
 
-use crate::format::{Anchor, Entry, RecordFlags, RecordHeader, SegmentSummary};
+use crate::format::{Anchor, Entries, Entry, RecordFlags, RecordHeader, SegmentSummary};
 use crate::types::*;
 
 /// A record of the live log, from its header or from a summary.
@@ -25,7 +25,7 @@ pub struct ScannedRecord {
     /// Flags of its header.
     pub flags: RecordFlags,
     /// Its entries.
-    pub entries: Vec<Entry>,
+    pub entries: Entries,
 }
 
 impl ScannedRecord {
@@ -60,7 +60,7 @@ impl From<RecordHeader> for ScannedRecord {
             payload_blocks: header.payload_blocks,
             chain_crc: header.chain_crc,
             flags: header.flags,
-            entries: header.entries,
+            entries: header.entries.into(),
         }
     }
 }

@@ -10,6 +10,9 @@
 //!   not have. When half of the buffers wait for nothing but a flush, one is asked for.
 //! * A closed segment's summary is built from exactly the records that were sealed into it.
 
+mod questions;
+mod sealing;
+
 use super::record::Record;
 use super::scan::ScannedSegment;
 use crate::format::*;
@@ -144,11 +147,10 @@ enum SealItem {
     CloseSegment,
 }
 
+/// The segment that records are sealed into.
 struct SegmentBuilder {
-    segment: SegmentNo,
-    previous_crc: u32,
-    first_epoch_start: Seq,
-    records: Vec<RecordDesc>,
+    summary: SummaryBuilder,
+    /// It gets a summary when it is closed.
     summarise: bool,
 }
 
@@ -505,115 +507,6 @@ impl LogHead {
         state.to_seal.is_empty() && (1..=RUNT_BLOCKS_MAX).contains(&room) && self.tail.buffers().count() > 3
     }
 
-    /// Seals what is closed and complete, in order, up to the first record that is not.
-    fn seal_ready(&self, state: &mut HeadState, submit: &mut Vec<Submit>) {
-        while let Some(item) = state.to_seal.front() {
-            match item {
-                SealItem::Record { record, .. } if !record.complete() => return,
-                SealItem::Record { .. } => {
-                    let Some(SealItem::Record { record, payload_blocks, entries, flush_group, fua }) =
-                        state.to_seal.pop_front()
-                    else {
-                        unreachable!("the front is a record")
-                    };
-                    self.seal(state, &record, payload_blocks, entries, flush_group);
-                    let sealed = Submit::Record { record, payload_blocks, fua };
-                    if !flush_group && self.runt_follows(state) {
-                        state.held.push(sealed);
-                    } else {
-                        submit.append(&mut state.held);
-                        submit.push(sealed);
-                    }
-                }
-                SealItem::CloseSegment => {
-                    state.to_seal.pop_front();
-                    submit.append(&mut state.held);
-                    submit.extend(self.close_segment(state));
-                }
-            }
-        }
-    }
-
-    fn seal(
-        &self,
-        state: &mut HeadState,
-        record: &Arc<Record>,
-        payload_blocks: u32,
-        entries: usize,
-        flush_group: bool,
-    ) {
-        let (epoch, epoch_start) = state.epoch;
-        let previous_crc = state.chain_crc;
-        let header = RecordHeader {
-            flags: RecordFlags(if flush_group { RecordFlags::CLOSES_FLUSH_GROUP } else { 0 }),
-            epoch,
-            epoch_start,
-            seq: record.seq,
-            previous_crc,
-            segment: record.segment,
-            offset_blocks: record.offset_blocks,
-            span: 1,
-            log_tail: state.tails.0,
-            dirty_tail: state.tails.1,
-            durable: state.durable.0,
-            wall_unix_ns: (self.wall_unix_ns)(),
-            payload_blocks,
-            chain_crc: 0,
-            entries: Vec::new(),
-        };
-        let block = record.header_mut();
-        state.chain_crc = header.seal_into(block, entries, self.uuid, self.secret);
-        state.told_durable = state.durable.0;
-        let fresh = state.builder.as_ref().is_none_or(|builder| builder.segment != record.segment);
-        if fresh {
-            assert!(state.builder.is_none() && record.offset_blocks == 0, "the segment before was closed");
-            state.builder = Some(SegmentBuilder {
-                segment: record.segment,
-                previous_crc,
-                first_epoch_start: epoch_start,
-                records: Vec::new(),
-                summarise: true,
-            });
-        }
-        let own = (0..entries).map(|index| {
-            let raw = &block[FIXED_HEADER_BYTES + index * ENTRY_BYTES..][..ENTRY_BYTES];
-            let raw = <EntryRaw as zerocopy::FromBytes>::read_from_bytes(raw).expect("size of an entry");
-            Entry::decode(&raw).expect("an entry that was encoded here")
-        });
-        state.builder.as_mut().expect("just ensured").records.push(RecordDesc {
-            seq: record.seq,
-            epoch,
-            offset_blocks: record.offset_blocks,
-            chain_crc: state.chain_crc,
-            flags: header.flags,
-            entries: own.collect(),
-        });
-        let end = LogPos(record.pos.0 + 1 + u64::from(payload_blocks));
-        let chain_crc = state.chain_crc;
-        state.in_flight.push_back(InFlight { record: record.clone(), end, chain_crc, written: false });
-    }
-
-    fn close_segment(&self, state: &mut HeadState) -> Option<Submit> {
-        let builder = state.builder.take()?;
-        if !builder.summarise || builder.records.is_empty() {
-            return None;
-        }
-        let summary = SegmentSummary {
-            segment: builder.segment,
-            first_epoch_start: builder.first_epoch_start,
-            previous_crc: builder.previous_crc,
-            log_tail: state.tails.0,
-            dirty_tail: state.tails.1,
-            durable: state.durable.0,
-            records: builder.records,
-        };
-        let live = state.live.iter_mut().find(|live| live.segment == summary.segment);
-        live.expect("a segment that is being closed is live").summary_in_flight = true;
-        let mut bytes = Buf::unpooled(self.geometry.summary_blocks() as usize * BLOCK_BYTES);
-        summary.encode_into(&mut bytes, &self.geometry, self.uuid, self.secret);
-        Some(Submit::Summary { segment: summary.segment, bytes })
-    }
-
     /// Publishes a filled reservation. What comes back has to be submitted.
     pub fn publish(&self, reservation: Reservation) -> Vec<Submit> {
         let mut submit = Vec::new();
@@ -690,112 +583,8 @@ impl LogHead {
     /// The summary of a segment is written, or will never be.
     pub fn summary_done(&self, segment: SegmentNo) {
         let mut state = self.lock();
-        let live = state.live.iter_mut().find(|live| live.segment == segment);
+        let live = state.live.iter_mut().rev().find(|live| live.segment == segment);
         live.expect("a segment stays live until its summary is written").summary_in_flight = false;
-    }
-
-    /// Bytes of the record buffers and of what the tail needs besides.
-    pub fn buffer_bytes(&self) -> u64 {
-        self.tail.bytes()
-    }
-    /// The newest record that has a reservation; 0 before the first.
-    pub fn newest(&self) -> Seq {
-        Seq(self.lock().next_seq.0 - 1)
-    }
-    /// Last of the unbroken run of written records, and the position behind it.
-    pub fn written(&self) -> (Seq, LogPos) {
-        self.lock().written
-    }
-    /// D, and the position behind it.
-    pub fn durable(&self) -> (Seq, LogPos) {
-        self.lock().durable
-    }
-    /// D as the device itself tells it, by a header or an anchor.
-    pub fn told_durable(&self) -> Seq {
-        self.lock().told_durable
-    }
-    /// An anchor with this D is on the device.
-    pub fn anchored(&self, durable: Seq, log_tail: Seq, dirty_tail: Seq) {
-        let mut state = self.lock();
-        state.told_durable = state.told_durable.max(durable);
-        state.tails = (log_tail, dirty_tail);
-    }
-    /// Free segments, and all that can ever be free.
-    pub fn free_segments(&self) -> (u32, u32) {
-        (self.lock().free_segments, self.usable_segments)
-    }
-    /// Current epoch and its first record.
-    pub fn epoch(&self) -> (Epoch, Seq) {
-        self.lock().epoch
-    }
-    /// The segment in which the log goes on.
-    pub fn next_segment(&self) -> SegmentNo {
-        let state = self.lock();
-        state.segment.as_ref().map_or(state.next_segment, |open| open.segment)
-    }
-
-    /// The segment that would be opened next, if there is a free one.
-    pub fn next_free_segment(&self) -> Option<SegmentNo> {
-        let state = self.lock();
-        let mut segment = state.next_segment;
-        while state.free_segments > 0 && self.bad.is_bad(segment) {
-            segment = self.geometry.next_segment(segment);
-        }
-        (state.free_segments > 0).then_some(segment)
-    }
-
-    /// The record in memory that holds this position, if it is not durable yet.
-    pub fn record_at(&self, pos: LogPos) -> Option<Arc<Record>> {
-        if pos.0 < self.durable_pos.load(Ordering::Acquire) {
-            return None;
-        }
-        let state = self.lock();
-        if pos < state.durable.1 {
-            return None;
-        }
-        let holds = |record: &Arc<Record>| record.pos < pos && pos.0 <= record.pos.0 + RECORD_ENTRIES_MAX as u64;
-        let open = state.open.iter().map(|open| &open.record);
-        let closed = state.to_seal.iter().filter_map(|item| match item {
-            SealItem::Record { record, .. } => Some(record),
-            SealItem::CloseSegment => None,
-        });
-        let flying = state.in_flight.iter().map(|entry| &entry.record);
-        // The newest record that begins before the position: later ones begin behind it.
-        flying.chain(closed).chain(open).filter(|record| holds(record)).max_by_key(|record| record.pos).cloned()
-    }
-
-    /// The live segments from the oldest on, at most `count`.
-    pub fn oldest_segments(&self, count: usize) -> Vec<LiveSegment> {
-        self.lock().live.iter().take(count).cloned().collect()
-    }
-    /// The live segments that hold records from `seq` on, at most `count`.
-    pub fn segments_from(&self, seq: Seq, count: usize) -> Vec<LiveSegment> {
-        let state = self.lock();
-        let ends_before = |live: &&LiveSegment| live.last_seq.is_some_and(|last| last < seq);
-        state.live.iter().skip_while(ends_before).take(count).cloned().collect()
-    }
-    /// How many live segments hold records from `seq` on.
-    pub fn count_from(&self, seq: Seq) -> usize {
-        let state = self.lock();
-        state.live.len() - state.live.partition_point(|live| live.last_seq.is_some_and(|last| last < seq))
-    }
-    /// The records sealed into the segment that is being filled, if it is this one.
-    pub fn records_of_open(&self, segment: SegmentNo) -> Option<Vec<RecordDesc>> {
-        let state = self.lock();
-        state.builder.as_ref().filter(|builder| builder.segment == segment).map(|builder| builder.records.clone())
-    }
-    /// Takes the oldest segment out of the live log. The anchor that says so is durable in both slots, nothing is
-    /// pinned or indexed in it.
-    pub fn free_oldest(&self, segment: SegmentNo) {
-        let mut state = self.lock();
-        assert!(state.live.len() > 1, "the newest segment stays");
-        let oldest = state.live.pop_front().expect("more than one");
-        assert_eq!(oldest.segment, segment, "segments are freed in ring order");
-        assert!(!oldest.summary_in_flight, "nothing is on its way to a free segment");
-        assert!(oldest.last_seq.is_some_and(|last| last < state.tails.0), "the log tail has passed it");
-        if !self.bad.is_bad(segment) {
-            state.free_segments += 1;
-        }
     }
 }
 
@@ -816,20 +605,17 @@ impl HeadState {
             next_block,
             usage: SummaryUsage { records: scanned.records.len(), entries },
         });
-        let desc = |record: super::chain::ScannedRecord| RecordDesc {
-            seq: record.seq,
-            epoch: record.epoch,
-            offset_blocks: record.offset_blocks,
-            chain_crc: record.chain_crc,
-            flags: record.flags,
-            entries: record.entries,
-        };
-        self.builder = Some(SegmentBuilder {
-            segment: scanned.segment,
-            previous_crc: scanned.previous_crc,
-            first_epoch_start: scanned.first_epoch_start,
-            records: scanned.records.into_iter().map(desc).collect(),
-            summarise,
-        });
+        let mut summary = SummaryBuilder::new(scanned.segment, scanned.previous_crc, scanned.first_epoch_start);
+        for record in scanned.records {
+            summary.push_desc(&RecordDesc {
+                seq: record.seq,
+                epoch: record.epoch,
+                offset_blocks: record.offset_blocks,
+                chain_crc: record.chain_crc,
+                flags: record.flags,
+                entries: record.entries,
+            });
+        }
+        self.builder = Some(SegmentBuilder { summary, summarise });
     }
 }
