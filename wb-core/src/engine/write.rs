@@ -14,7 +14,7 @@ use crate::format::{Entry, EntryKind, crc32c};
 use crate::io::Buf;
 use crate::log::head::{Class, Full, Reservation};
 use crate::service::{PayloadSource, ServiceError};
-use crate::sync::{LockMode, StripeRequest};
+use crate::sync::{LockMode, SharedStripe, StripeGuard, StripeRequest};
 use crate::types::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,6 +35,12 @@ struct Merged {
     block: u64,
     bytes: Buf,
     mask: SectorMask,
+}
+
+/// The locks of a write while it is under way.
+enum Locked<'a> {
+    One(#[expect(dead_code, reason = "held, not looked at")] SharedStripe<'a>),
+    All(#[expect(dead_code, reason = "held, not looked at")] StripeGuard<'a>),
 }
 
 /// The bytes of a write, by block.
@@ -105,8 +111,15 @@ impl<E: Env> Inner<E> {
             }
             let done = (next * BLOCK_BYTES_U64).saturating_sub(offset);
             let rest = Extent { offset: offset + done, len: len - done as usize };
-            let (locks, count) = self.locks_for(&rest);
-            let _locked = self.stripes.acquire(&locks[..count]).await;
+            // Nearly every write of whole blocks lies in one stripe that nobody holds alone.
+            let one = if rest.is_whole() { self.try_lock_one(&rest) } else { None };
+            let _locked = match one {
+                Some(one) => Locked::One(one),
+                None => {
+                    let (locks, count) = self.locks_for(&rest);
+                    Locked::All(self.stripes.acquire(&locks[..count]).await)
+                }
+            };
             let merged = if rest.is_whole() { Vec::new() } else { self.merge_edges(&whole, &rest, payload).await? };
             while next < blocks.end {
                 self.env.yield_point().await;
@@ -122,6 +135,10 @@ impl<E: Env> Inner<E> {
             }
         }
         Ok(last)
+    }
+
+    fn try_lock_one(&self, extent: &Extent) -> Option<SharedStripe<'_>> {
+        self.stripes.try_shared_one(self.served.volume.id, &extent.blocks())
     }
 
     /// All blocks shared, and those at the edges exclusively if only a part of them is written: so many requests.
@@ -290,8 +307,9 @@ impl<E: Env> Inner<E> {
         let _operation = self.begin()?;
         self.check_range(offset, len as u64)?;
         self.check_writable()?;
-        count(&self.counters.user_writes, 1);
-        count(&self.counters.user_write_bytes, len as u64);
+        let counters = &*self.counters;
+        count(&counters.user_writes, 1);
+        count(&counters.user_write_bytes, len as u64);
         if len == 0 {
             return Ok(());
         }

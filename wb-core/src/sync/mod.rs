@@ -24,7 +24,7 @@ mod wait_queue;
 pub use lock::{AsyncLock, AsyncLockGuard};
 pub use rw::LockMode;
 pub use striped::Striped;
-pub use stripes::{StripeAcquire, StripeGuard, StripeLocks, StripeRequest};
+pub use stripes::{SharedStripe, StripeAcquire, StripeGuard, StripeLocks, StripeRequest};
 pub use wait_queue::{WaitQueue, WaitUntil};
 
 use prim::{Mutex, MutexGuard};

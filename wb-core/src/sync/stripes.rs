@@ -62,9 +62,32 @@ impl StripeLocks {
         Some(guard)
     }
 
+    /// Takes blocks that lie in one stripe, shared, if nobody excludes that: what nearly every write of whole blocks
+    /// asks for, in a few instructions.
+    #[inline]
+    pub fn try_shared_one(&self, volume: VolumeId, blocks: &Range<u64>) -> Option<SharedStripe<'_>> {
+        let group = blocks.start >> BLOCKS_PER_STRIPE_BITS;
+        if blocks.is_empty() || (blocks.end - 1) >> BLOCKS_PER_STRIPE_BITS != group {
+            return None;
+        }
+        let stripe = &self.stripes[stripe_of(volume, group, self.stripes.len())];
+        // `then`, not `then_some`: a guard that is made and not returned would release what it never had.
+        stripe.try_acquire(LockMode::Shared).then(|| SharedStripe(stripe))
+    }
+
     /// Bytes of memory of the stripes.
     pub fn memory_bytes(&self) -> usize {
         std::mem::size_of_val(&*self.stripes)
+    }
+}
+
+/// Holds one stripe, shared, until dropped.
+#[must_use = "the stripe is released when the guard is dropped"]
+pub struct SharedStripe<'a>(&'a RwStripe);
+
+impl Drop for SharedStripe<'_> {
+    fn drop(&mut self) {
+        self.0.release(LockMode::Shared);
     }
 }
 

@@ -120,6 +120,23 @@ fn a_dropped_queued_writer_lets_the_readers_behind_it_in() {
     assert!(locks.stripes.iter().all(RwStripe::is_idle));
 }
 
+#[test]
+fn one_stripe_is_shared_only_where_nobody_is_alone_and_a_refusal_releases_nothing() {
+    let locks = StripeLocks::new(64);
+    let writer = locks.try_acquire(&[request(3..4, LockMode::Exclusive)]).expect("nobody holds it");
+    for _ in 0..3 {
+        assert!(locks.try_shared_one(VOLUME, &(4..6)).is_none(), "refused, and the writer holds it still");
+    }
+    assert!(locks.try_acquire(&[request(3..4, LockMode::Exclusive)]).is_none());
+    drop(writer);
+    let one = locks.try_shared_one(VOLUME, &(4..6)).expect("free");
+    let other = locks.try_shared_one(VOLUME, &(0..16)).expect("shared");
+    assert!(locks.try_acquire(&[request(3..4, LockMode::Exclusive)]).is_none(), "both hold it");
+    drop((one, other));
+    assert!(locks.try_acquire(&[request(3..4, LockMode::Exclusive)]).is_some(), "each was released once");
+    assert!(locks.try_shared_one(VOLUME, &(15..17)).is_none() && locks.try_shared_one(VOLUME, &(5..5)).is_none());
+}
+
 fn random_requests(rng: &mut Rng) -> Vec<StripeRequest> {
     (0..1 + rng.below(3))
         .map(|_| {
