@@ -92,8 +92,10 @@ impl ShmTails {
         })?;
         let len = NonZeroUsize::new(bytes).ok_or_else(|| failed(what(), Errno::EINVAL, NAME_DIR))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // The file has its memory already; populated, the first write to each page costs no fault.
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
         // SAFETY: a new mapping touches no memory that anybody has.
-        let ptr = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, fd.as_fd(), 0) };
+        let ptr = unsafe { mmap(None, len, access, flags, fd.as_fd(), 0) };
         let ptr = ptr.map_err(|errno| failed(what(), errno, NAME_DIR))?.cast();
         // SAFETY: just mapped and known to nobody; the file is allocated in full, in a directory that nobody else may
         // enter, and nothing here makes it shorter.
