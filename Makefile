@@ -34,7 +34,7 @@ SIM     := -p wb-core --features sim --cargo-profile sim
 GUESTS  := (package(wb-tests) & binary(/^guest_/))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test fmt-check lint doc man man-check unit sim writeback e2e guest counts bench soak fuzz demo install uninstall clean
+.PHONY: help setup setup-dm-writeboost build test fmt-check lint doc man man-check unit sim writeback e2e guest counts bench soak fuzz demo install uninstall clean
 # The steps of `make test` in this order, also with -j.
 .NOTPARALLEL:
 
@@ -44,6 +44,9 @@ help: ## this list
 
 setup: ## install what demo and tests need (Debian packages, cargo-nextest)
 	@tests/setup.sh
+
+setup-dm-writeboost: ## build the kernel module dm-writeboost for comparisons in guests (wb-bench --compare dm-writeboost)
+	@tests/setup-dm-writeboost.sh
 
 build: ## the tools, optimised, in target/release
 	$(CARGO) build --locked --release $(TOOLS:%=-p %)

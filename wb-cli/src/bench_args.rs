@@ -1,6 +1,6 @@
 //! Command line of wb-bench.
 
-pub use crate::bench_compare_args::{CompareTuning, ModelDiskPlan, ReportPlan, TuningPlan};
+pub use crate::bench_compare_args::{BlockDevice, CompareTuning, ModelDiskPlan, ReportPlan, TuningPlan};
 use crate::bench_compare_args::{ModelDiskArgs, ReportArgs};
 use crate::common::{CommonArgs, Example, help_tail};
 use crate::error::{NextStep, UsageError};

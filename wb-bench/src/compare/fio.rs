@@ -51,6 +51,8 @@ pub struct FioJob {
     pub runtime_s: u64,
     /// Not counted before.
     pub ramp_s: u64,
+    /// Each block once, in place of blocks drawn anew each time.
+    pub each_once: bool,
 }
 
 impl FioJob {
@@ -69,6 +71,7 @@ impl FioJob {
             io_size: None,
             runtime_s,
             ramp_s: 0,
+            each_once: false,
         }
     }
 
@@ -76,7 +79,10 @@ impl FioJob {
     pub fn file(&self, device: &str, logs: &str) -> String {
         let mut text = String::from("[global]\n");
         let mut line = |args: std::fmt::Arguments| writeln!(text, "{args}").expect("writing to a string");
-        line(format_args!("ioengine=libaio\ndirect=1\nthread=1\ngroup_reporting=1\nnorandommap=1"));
+        line(format_args!("ioengine=libaio\ndirect=1\nthread=1\ngroup_reporting=1"));
+        if !self.each_once {
+            line(format_args!("norandommap=1"));
+        }
         // The same addresses in every run; payload that neither compresses nor repeats.
         line(format_args!("randrepeat=1\nallrandrepeat=1\nrandseed={SEED}\nrefill_buffers=1"));
         line(format_args!("clat_percentiles=1"));

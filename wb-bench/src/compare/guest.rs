@@ -3,11 +3,15 @@
 
 use super::agent::{DISK, PORT, SSD};
 use super::collect::{Collector, Models};
+use super::dilation;
 use super::link::{Answer, Job, Lines, Said};
+use super::result::Outcome;
 use super::stop::Stop;
-use super::systems::{self, OURS};
+use super::systems::{self, KERNEL, KERNEL_OLD, NULL, OURS, OURS_OLD, Transport};
+use super::workload::Sizes;
 use crate::model_disk::{ModelServer, Spec};
 use anyhow::{Context as _, anyhow, bail};
+use std::collections::BTreeMap;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,8 +21,6 @@ use wb_guest::{Disk, Guest, Image, Kernel};
 
 /// Programs that every guest needs.
 const PROGRAMS: [&str; 3] = ["fio", "mkfs.ext4", "sqlite3"];
-/// Series of the guest's kernel.
-pub const KERNEL: &str = "6.12";
 /// How often a guest is booted that does not come up.
 const BOOTS_MAX: u32 = 3;
 const CPUS: u32 = 2;
@@ -30,11 +32,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(900);
 
 /// Guests of a comparison.
 pub struct Guests {
-    kernel: Kernel,
+    /// By series.
+    kernels: BTreeMap<&'static str, Kernel>,
     dir: tempfile::TempDir,
     /// Where our own programs are.
     programs: PathBuf,
     tuning: TuningPlan,
+    /// By how much the devices are slowed down.
+    dilation: f64,
 }
 
 enum End {
@@ -43,9 +48,9 @@ enum End {
 }
 
 /// Programs that a system needs in the guest.
-pub fn programs_of(system: &str) -> &'static [(&'static str, &'static str)] {
+pub fn programs_of(system: &str, transport: Transport) -> &'static [(&'static str, &'static str)] {
     match system {
-        OURS => &[("nbd-client", "nbd-client")],
+        OURS | OURS_OLD if transport == Transport::Nbd => &[("nbd-client", "nbd-client")],
         "bcache" => &[("make-bcache", "bcache-tools")],
         "dm-cache" | "dm-writecache" | "dm-writeboost" => &[("dmsetup", "dmsetup")],
         _ => &[],
@@ -54,9 +59,17 @@ pub fn programs_of(system: &str) -> &'static [(&'static str, &'static str)] {
 
 impl Guests {
     /// Finds kernel and programs.
-    pub fn new(tuning: TuningPlan) -> anyhow::Result<Guests> {
+    pub fn new(tuning: TuningPlan, systems: &[&str]) -> anyhow::Result<Guests> {
         wb_guest::check_programs()?;
-        let kernel = Kernel::find_or_download(KERNEL)?;
+        let mut kernels = BTreeMap::from([(KERNEL, Kernel::find_or_download(KERNEL)?)]);
+        if systems.iter().any(|name| systems::kernel_of(name) == KERNEL_OLD) {
+            let kernel = Kernel::find_or_download(KERNEL_OLD)?;
+            if !kernel.modules.join("extra/dm-writeboost.ko").is_file() {
+                let missing = anyhow!("dm-writeboost is not built for the guests' kernel {}", kernel.release);
+                return Err(missing).next_step("build it: make setup-dm-writeboost");
+            }
+            kernels.insert(KERNEL_OLD, kernel);
+        }
         let own = std::env::current_exe().context("cannot find wb-bench itself")?;
         let programs = own.parent().context("wb-bench lies in a folder")?.to_path_buf();
         for name in ["wb-daemon", "wb-format"] {
@@ -67,7 +80,32 @@ impl Guests {
         }
         // Not in /tmp, which may be memory.
         let dir = tempfile::Builder::new().prefix("wb-compare-").tempdir_in("/var/tmp");
-        Ok(Guests { kernel, dir: dir.context("no folder for a comparison")?, programs, tuning })
+        let dilation = tuning.dilation.unwrap_or(dilation::LEAST);
+        Ok(Guests { kernels, dir: dir.context("no folder for a comparison")?, programs, tuning, dilation })
+    }
+
+    /// By how much the devices are slowed down: as asked for, or so much that this place is quicker than they are, which
+    /// a ublk device with nothing behind it tells.
+    pub fn settle(&mut self, collector: &mut Collector, stop: &Stop) -> anyhow::Result<()> {
+        let sizes = Sizes { ssd: self.tuning.ssd_bytes, disk: self.tuning.disk_bytes };
+        let model = crate::model_disk::parameters(&self.tuning.ssd_model)?;
+        let mut fact = "not measured: the factor was given".to_string();
+        if self.tuning.dilation.is_none() {
+            let job = dilation::job(sizes);
+            self.measure(&job, collector, stop)?;
+            let result = &mut collector.result;
+            result.systems.retain(|system| system.name != NULL);
+            let cell = result.cells.pop().context("the null device was measured")?;
+            let Outcome::Measured(measured) = cell.outcome else {
+                bail!("the null device could not be measured: {:?}", cell.outcome);
+            };
+            self.dilation = dilation::factor(model.as_ref(), measured.value)?;
+            fact = dilation::words(model.as_ref(), measured.value, self.dilation);
+            collector.progress(&format!("a ublk device with nothing behind it: {fact}"));
+        }
+        collector.result.setup.dilation = self.dilation;
+        collector.result.setup.facts.insert(dilation::FACT.into(), fact);
+        Ok(())
     }
 
     /// What these guests are, for the result.
@@ -75,7 +113,7 @@ impl Guests {
         let qemu = super::shell::run("qemu-system-x86_64", &["--version"], Duration::from_secs(20));
         let qemu = qemu.map(|text| text.lines().next().unwrap_or_default().to_string());
         vec![
-            ("guest".into(), format!("{CPUS} CPUs, {MEMORY_MIB} MiB, emulated (TCG), kernel {}", self.kernel.release)),
+            ("guest".into(), format!("{CPUS} CPUs, {MEMORY_MIB} MiB, emulated (TCG), kernel {}", self.releases())),
             ("QEMU".into(), qemu.unwrap_or_else(|why| format!("{why:#}"))),
             (
                 "SSD of the guest".into(),
@@ -88,9 +126,17 @@ impl Guests {
         ]
     }
 
+    fn releases(&self) -> String {
+        let releases: Vec<&str> = self.kernels.values().rev().map(|kernel| kernel.release.as_str()).collect();
+        match releases[..] {
+            [new, old] => format!("{new}; {old} for dm-writeboost and {OURS_OLD}"),
+            _ => releases.join(", "),
+        }
+    }
+
     /// Measures one system in one round.
     pub fn measure(&self, job: &Job, collector: &mut Collector, stop: &Stop) -> anyhow::Result<()> {
-        let models = self.models()?;
+        let models = self.models(job.sizes)?;
         match self.boot(job, &models, collector, stop)? {
             End::Done => Ok(()),
             End::PowerCut => {
@@ -104,7 +150,7 @@ impl Guests {
         }
     }
 
-    fn models(&self) -> anyhow::Result<Models> {
+    fn models(&self, sizes: Sizes) -> anyhow::Result<Models> {
         let start = |name: &str, model: &str, size_bytes: u64| {
             ModelServer::start(&Spec {
                 model: model.to_string(),
@@ -116,9 +162,9 @@ impl Guests {
             })
         };
         let tuning = &self.tuning;
-        let ssd = start("ssd", &tuning.ssd_model, tuning.ssd_bytes)?;
-        let disk = start("disk", &tuning.disk_model, tuning.disk_bytes)?;
-        Ok(Models { ssd, disk, dilation: tuning.dilation })
+        let ssd = start("ssd", &tuning.ssd_model, sizes.ssd)?;
+        let disk = start("disk", &tuning.disk_model, sizes.disk)?;
+        Ok(Models { ssd, disk, dilation: self.dilation })
     }
 
     fn guest(&self, job: &Job, link: &Path) -> anyhow::Result<Guest> {
@@ -126,14 +172,16 @@ impl Guests {
         for name in PROGRAMS {
             image.program(name).next_step("install what comparisons need: make setup")?;
         }
-        for (name, package) in programs_of(&job.system) {
+        for (name, package) in programs_of(&job.system, job.transport) {
             image.program(name).next_step(format!("install the package {package}"))?;
         }
         for name in ["wb-bench", "wb-daemon", "wb-format"] {
             image.program_file(&self.programs.join(name))?;
         }
         let script = "echo 0 > /proc/sys/kernel/hung_task_timeout_secs || true\nexec wb-bench compare-agent";
-        let mut guest = Guest::new(self.kernel.clone(), image, script);
+        let series = systems::kernel_of(&job.system);
+        let kernel = self.kernels.get(series).with_context(|| format!("no kernel {series} was looked for"))?;
+        let mut guest = Guest::new(kernel.clone(), image, script);
         guest.cpus = CPUS;
         guest.memory_mib = MEMORY_MIB;
         // On a busy machine an emulated timer may seem dead to the kernel, which then panics.

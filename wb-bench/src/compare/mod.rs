@@ -7,17 +7,21 @@
 //! session    measures one system: the same code in the guest and on this host
 //! link       what the measuring side and the watching side say to each other
 //! guest      boots guests with modelled devices; host: real devices here
+//! dilation   by how much modelled devices are slowed down
+//! memory     memory per cached GiB, from two sizes
 //! result     the recorded result, from which tables and report are made
 //! ```
 
 mod agent;
 mod apps;
 mod collect;
+mod dilation;
 mod diskstats;
 mod fio;
 mod guest;
 mod host;
 mod link;
+mod memory;
 mod report;
 pub mod result;
 mod session;
@@ -35,7 +39,7 @@ use link::Job;
 use result::{Comparison, FORMAT, Setup};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use stop::{Stop, Stopped};
-use systems::{OURS, Transport};
+use systems::{OURS, OURS_OLD, Transport};
 use wb_cli::bench_args::{ComparePlan, Peer, Place, ReportPlan};
 use wb_cli::exit::Exit;
 use wb_cli::{Context, NextStep, UsageError};
@@ -66,9 +70,10 @@ pub fn run(plan: &ComparePlan, ctx: &mut Context) -> anyhow::Result<Exit> {
     let tuning = &plan.tuning;
     let limit = tuning.limit.or((!plan.full).then_some(QUICK_LIMIT));
     let stop = Stop::new(limit)?;
-    let (place, sizes) = match &plan.place {
+    let systems = systems_of(plan);
+    let (mut place, sizes) = match &plan.place {
         Place::Guest => {
-            let guests = Guests::new(tuning.clone())?;
+            let guests = Guests::new(tuning.clone(), &systems)?;
             (Somewhere::Guests(Box::new(guests)), Sizes { ssd: tuning.ssd_bytes, disk: tuning.disk_bytes })
         }
         Place::Host { cache_device, backing_device, yes } => {
@@ -78,20 +83,32 @@ pub fn run(plan: &ComparePlan, ctx: &mut Context) -> anyhow::Result<Exit> {
         }
     };
     let scale = if plan.full { Scale::Full } else { Scale::Quick };
-    let workloads = choose(workload::list(scale, sizes), &tuning.only)?;
-    let systems = systems_of(plan);
+    let mut workloads = workload::list(scale, sizes);
+    if matches!(plan.place, Place::Host { .. }) {
+        // Only a guest can have its power cut, and SSDs of two sizes.
+        workloads.retain(|w| !matches!(w.kind, workload::Kind::Recovery(_) | workload::Kind::Memory(_)));
+    }
+    let workloads = choose(workloads, &tuning.only)?;
     let rounds = tuning.rounds.unwrap_or(if plan.full { 3 } else { 2 });
-    let jobs = jobs(&systems, &workloads, rounds, sizes, tuning.reverse);
+    let jobs = jobs(&systems, &workloads, rounds, sizes, tuning.reverse, tuning.transport.into());
     let expected = jobs.iter().map(|job| job.workloads.len()).sum();
     let mut collector = Collector::new(empty(plan, &place, &workloads)?, expected);
     let began = Instant::now();
-    let ended = jobs.iter().try_for_each(|job| {
-        stop.check()?;
-        match &place {
-            Somewhere::Guests(guests) => guests.measure(job, &mut collector, &stop),
-            Somewhere::Host(host) => host.measure(job, &mut collector, &stop),
-        }
+    let settled = match &mut place {
+        Somewhere::Guests(guests) => guests.settle(&mut collector, &stop),
+        Somewhere::Host(_) => Ok(()),
+    };
+    let ended = settled.and_then(|()| {
+        jobs.iter().try_for_each(|job| {
+            stop.check()?;
+            match &place {
+                Somewhere::Guests(guests) => guests.measure(job, &mut collector, &stop),
+                Somewhere::Host(host) => host.measure(job, &mut collector, &stop),
+            }
+        })
     });
+    let measured = collector.result.cells.len();
+    memory::merge(&mut collector.result);
     let mut result = collector.result;
     result.elapsed_s = began.elapsed().as_secs_f64();
     result.complete = ended.is_ok();
@@ -101,7 +118,7 @@ pub fn run(plan: &ComparePlan, ctx: &mut Context) -> anyhow::Result<Exit> {
     match ended {
         Ok(()) => Ok(Exit::Done),
         Err(why) if why.downcast_ref::<Stopped>() == Some(&Stopped::Limit) => {
-            let missing = format!("{} of {expected} measurements are missing", expected - result.cells.len());
+            let missing = format!("{} of {expected} measurements are missing", expected - measured);
             Err(why.context(missing)).next_step("raise it with --limit, or run less with --only and --rounds")
         }
         Err(why) => Err(why),
@@ -144,6 +161,10 @@ fn systems_of(plan: &ComparePlan) -> Vec<&'static str> {
     let raw = |peer: &Peer| matches!(peer, Peer::RawSsd | Peer::RawDisk);
     let peers = plan.peers.iter().filter(|peer| !raw(peer)).map(|peer| systems::name_of(*peer));
     let mut systems: Vec<&str> = [OURS].into_iter().chain(peers).collect();
+    if plan.place == Place::Guest && plan.peers.contains(&Peer::DmWriteboost) {
+        // It has a kernel of its own there; so it gets a partner on the same one.
+        systems.push(OURS_OLD);
+    }
     systems.extend(["raw-ssd", "raw-disk"]);
     systems
 }
@@ -172,7 +193,14 @@ fn choose(list: Vec<Workload>, only: &[String]) -> anyhow::Result<Vec<Workload>>
 
 /// One job per system and round. The order turns, and every other round runs backwards, so that no system always follows
 /// the same one.
-fn jobs(systems: &[&str], workloads: &[Workload], rounds: u32, sizes: Sizes, reverse: bool) -> Vec<Job> {
+fn jobs(
+    systems: &[&str],
+    workloads: &[Workload],
+    rounds: u32,
+    sizes: Sizes,
+    reverse: bool,
+    transport: Transport,
+) -> Vec<Job> {
     let mut jobs = Vec::new();
     for round in 0..rounds {
         let mut order = systems.to_vec();
@@ -186,14 +214,20 @@ fn jobs(systems: &[&str], workloads: &[Workload], rounds: u32, sizes: Sizes, rev
                 w.repeated || round == 0
             };
             let on = |w: &&Workload| w.on_raw || !systems::is_raw(system);
-            jobs.push(Job {
+            let mine = workloads.iter().filter(of_round).filter(on).cloned();
+            let (memory, rest): (Vec<_>, Vec<_>) = mine.partition(|w| matches!(w.kind, workload::Kind::Memory(_)));
+            let job = |workloads, sizes| Job {
                 system: system.to_string(),
-                transport: Transport::Nbd,
-                workloads: workloads.iter().filter(of_round).filter(on).cloned().collect(),
+                transport: systems::transport_of(system, transport),
+                workloads,
                 round,
                 sizes,
                 recover: false,
-            });
+            };
+            jobs.push(job(rest, sizes));
+            if let [memory] = &memory[..] {
+                jobs.extend(memory::SSD_BYTES.map(|ssd| job(vec![memory::sized(memory, ssd)], Sizes { ssd, ..sizes })));
+            }
         }
     }
     jobs.retain(|job| !job.workloads.is_empty());
@@ -215,7 +249,6 @@ fn empty(plan: &ComparePlan, place: &Somewhere, workloads: &[Workload]) -> anyho
         Somewhere::Guests(guests) => {
             facts.extend(guests.facts());
             setup.place = "guest".into();
-            setup.dilation = plan.tuning.dilation;
             setup.ssd_model = parameters(&plan.tuning.ssd_model)?;
             setup.disk_model = parameters(&plan.tuning.disk_model)?;
         }

@@ -11,7 +11,7 @@ use wb_cli::error::NextStep;
 pub const FORMAT: u32 = 1;
 
 /// One run of `wb-bench --compare`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Comparison {
     /// [`FORMAT`].
     pub format: u32,

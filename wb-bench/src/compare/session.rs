@@ -5,12 +5,14 @@ use super::apps;
 use super::diskstats;
 use super::fio::FioJob;
 use super::link::{Job, Link, Said};
+use super::memory;
 use super::result::{Cell, DiskWork, Measurement, Outcome, SystemConfig};
 use super::shell::Shell;
 use super::systems::{self, Devices, System};
-use super::workload::{Kind, Preparation, Workload};
+use super::workload::{Kind, PREPARING, Preparation, Workload};
 use crate::model_disk::Counts;
 use anyhow::{Context as _, anyhow};
+use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -90,13 +92,17 @@ impl Session<'_> {
                 self.create()?;
             }
         }
-        self.link.tell(Said::Dilate(workload.dilation_share))?;
-        if let Preparation::After(load) = &workload.preparation {
+        if let Preparation::After(load) = &workload.preparation
+            // A bare device has no state that a load could bring about.
+            && !systems::is_raw(&self.job.system)
+        {
+            self.link.tell(Said::Dilate(PREPARING))?;
             let target = self.target()?;
             if let Err(why) = load.run(&target) {
                 return Ok(Outcome::Failed(format!("preparing: {why:#}")));
             }
         }
+        self.link.tell(Said::Dilate(workload.dilation_share))?;
         match self.measure(workload) {
             Ok(measurement) => {
                 // A system that lost its mode meanwhile was not measured at all.
@@ -163,6 +169,7 @@ impl Session<'_> {
             Kind::Sqlite { seconds } => apps::sqlite(&target, Duration::from_secs(*seconds))?,
             Kind::Tree { files } => apps::source_tree(&target, *files)?,
             Kind::Recovery(job) => return self.power_cut(job, &target),
+            Kind::Memory(job) => memory::measure(job, &target, self.job.sizes.ssd, self.held_before)?,
         };
         let after = self.snapshot()?;
         measured.ssd = after.ssd.since(&before.ssd);
@@ -195,7 +202,12 @@ impl Session<'_> {
         let seconds = begin.elapsed().as_secs_f64();
         let drained = first.saturating_sub(left) as f64 / MIB;
         let more = [("dirty_before_mib", first), ("dirty_after_mib", left)];
-        let more = more.into_iter().map(|(name, bytes)| (name.to_string(), bytes as f64 / MIB)).collect();
+        let mut more: BTreeMap<String, f64> =
+            more.into_iter().map(|(name, bytes)| (name.to_string(), bytes as f64 / MIB)).collect();
+        if drained > 0.0 {
+            // Of everything, at the rate of what was watched.
+            more.insert("until_clean_s".into(), seconds * first as f64 / MIB / drained);
+        }
         Ok(Measurement { value: drained / seconds, seconds, drain: curve, more, ..Measurement::default() })
     }
 

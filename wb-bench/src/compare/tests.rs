@@ -20,7 +20,7 @@ fn a_chosen_workload_brings_what_it_continues() {
 fn every_round_measures_every_system_in_another_order() {
     let workloads = workload::list(Scale::Quick, SIZES);
     let systems = [OURS, "bcache", "dm-cache", "raw-ssd", "raw-disk"];
-    let jobs = jobs(&systems, &workloads, 2, SIZES, false);
+    let jobs = jobs(&systems, &workloads, 2, SIZES, false, Transport::Ublk);
     assert_eq!(jobs.len(), 2 * systems.len());
     let order =
         |round: u32| jobs.iter().filter(|job| job.round == round).map(|job| job.system.as_str()).collect::<Vec<_>>();

@@ -2,7 +2,7 @@
 //! measured is shown in the devices' own time: rates times the dilation, times divided by it.
 
 use crate::compare::result::{Comparison, Measurement, Spread, WorkloadInfo};
-use crate::compare::systems::{OURS, is_raw};
+use crate::compare::systems::{OURS, is_ours, is_raw};
 
 /// A derived figure of one measurement.
 pub type Ratio = fn(&Measurement) -> Option<f64>;
@@ -30,7 +30,11 @@ pub fn dilation(result: &Comparison, workload: &WorkloadInfo) -> f64 {
 /// The factor from what was measured to what is shown.
 pub fn factor(result: &Comparison, workload: &WorkloadInfo) -> f64 {
     let dilation = dilation(result, workload);
-    if workload.unit == "s" { 1.0 / dilation } else { dilation }
+    match workload.unit.as_str() {
+        "s" => 1.0 / dilation,
+        "MiB/GiB" => 1.0,
+        _ => dilation,
+    }
 }
 
 /// Median and spread as they are shown.
@@ -40,6 +44,33 @@ pub fn shown(result: &Comparison, system: &str, workload: &WorkloadInfo) -> Opti
     Some(Spread { median: spread.median * factor, min: spread.min * factor, max: spread.max * factor, ..spread })
 }
 
+/// Further figures of a workload as they are shown: title, and the median of each system.
+pub fn further(result: &Comparison, workload: &WorkloadInfo) -> Vec<(String, Vec<Option<f64>>)> {
+    let systems = systems(result);
+    let dilation = dilation(result, workload);
+    let measured = |name: &&str| result.measured(name, &workload.name);
+    let mut keys: Vec<&String> = systems.iter().flat_map(measured).flat_map(|m| m.more.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    // Held by the whole place at that moment: too coarse for a table.
+    keys.retain(|key| *key != "memory_mib");
+    let row = |key: &String| {
+        let (factor, unit) = match key.rsplit('_').next() {
+            Some("s") => (1.0 / dilation, "s"),
+            Some("iops") => (dilation, "IOPS"),
+            Some("mib") => (1.0, "MiB"),
+            _ => (1.0, ""),
+        };
+        let name = key.strip_suffix(&format!("_{}", unit.to_lowercase())).unwrap_or(key).replace('_', " ");
+        let of = |system: &&str| {
+            let spread = result.spread_by(system, &workload.name, |m| m.more.get(key).copied())?;
+            Some(spread.median * factor)
+        };
+        (if unit.is_empty() { name } else { format!("{name}, {unit}") }, systems.iter().map(of).collect())
+    };
+    keys.into_iter().map(row).collect()
+}
+
 /// Names of the systems that have been measured, in order.
 pub fn systems(result: &Comparison) -> Vec<&str> {
     result.systems.iter().map(|system| system.name.as_str()).collect()
@@ -47,7 +78,7 @@ pub fn systems(result: &Comparison) -> Vec<&str> {
 
 /// The best peer, by median, and its figure.
 pub fn best_peer<'a>(result: &'a Comparison, workload: &WorkloadInfo) -> Option<(&'a str, f64)> {
-    let peers = systems(result).into_iter().filter(|name| *name != OURS && !is_raw(name));
+    let peers = systems(result).into_iter().filter(|name| !is_ours(name) && !is_raw(name));
     let figures = peers.filter_map(|name| Some((name, result.spread(name, &workload.name)?.median)));
     let better = |a: &f64, b: &f64| if workload.more_is_better { a.total_cmp(b) } else { b.total_cmp(a) };
     figures.max_by(|a, b| better(&a.1, &b.1))

@@ -1,6 +1,7 @@
 //! Tables.
 
 use super::figures::{self, DEVICE_WORK};
+use crate::compare::dilation;
 use crate::compare::result::{Comparison, WorkloadInfo};
 use crate::compare::systems::{OURS, is_raw};
 use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
@@ -24,9 +25,14 @@ pub fn print(result: &Comparison, markdown: bool, out: &mut Out) -> anyhow::Resu
                     measured rates times the factor in the column 'slowed', measured seconds divided by it.";
         // A line directly below a Markdown table would be one of its rows.
         writeln!(out, "{}{note}", if markdown { "\n" } else { "" })?;
+        if let Some(found) = result.setup.facts.get(dilation::FACT) {
+            writeln!(out, "A ublk device with nothing behind it, in the same guest: {found}.")?;
+        }
     }
     title(out, "What the devices had to do")?;
     writeln!(out, "{}", device_work(result, markdown))?;
+    title(out, "Further figures")?;
+    writeln!(out, "{}", further(result, markdown))?;
     let latencies = latencies(result, markdown);
     title(out, "Latency in ms: median, 99 %, 99.9 %")?;
     writeln!(out, "{latencies}")?;
@@ -100,6 +106,21 @@ fn device_work(result: &Comparison, markdown: bool) -> Table {
                 spread.map_or("-".to_string(), |spread| figures::number(spread.median))
             };
             row.extend(spreads.iter().map(|spread| right(text(spread))));
+            table.add_row(row);
+        }
+    }
+    table
+}
+
+/// What else a workload told.
+fn further(result: &Comparison, markdown: bool) -> Table {
+    let mut heads = vec!["workload".to_string(), "figure".to_string()];
+    heads.extend(figures::systems(result).iter().map(|name| name.to_string()));
+    let mut table = new(heads, markdown);
+    for workload in &result.workloads {
+        for (title, values) in figures::further(result, workload) {
+            let mut row = vec![Cell::new(&workload.name), Cell::new(title)];
+            row.extend(values.into_iter().map(|value| right(value.map_or("-".to_string(), figures::number))));
             table.add_row(row);
         }
     }

@@ -5,6 +5,7 @@ mod dm;
 mod dm_cache;
 mod dm_writeboost;
 mod dm_writecache;
+mod null;
 mod raw;
 mod writeboost;
 
@@ -12,10 +13,19 @@ use super::shell::Shell;
 use anyhow::Context as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use wb_cli::bench_args::Peer;
+use wb_cli::bench_args::{BlockDevice, Peer};
 
 /// Name of our own cache in tables and results.
 pub const OURS: &str = "writeboost";
+/// Our own cache on the kernel of dm-writeboost, as its partner: over NBD, since that kernel has no ublk.
+pub const OURS_OLD: &str = "writeboost-6.1";
+/// A ublk device with nothing behind it: what the place can do at most.
+pub const NULL: &str = "null-ublk";
+
+/// Series of the guest's kernel.
+pub const KERNEL: &str = "6.12";
+/// The newest series for which the module of dm-writeboost builds.
+pub const KERNEL_OLD: &str = "6.1";
 
 /// The devices that a system is made of. Their content is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,10 +69,35 @@ pub enum Transport {
     Nbd,
 }
 
+impl From<BlockDevice> for Transport {
+    fn from(kind: BlockDevice) -> Transport {
+        match kind {
+            BlockDevice::Ublk => Transport::Ublk,
+            BlockDevice::Nbd => Transport::Nbd,
+        }
+    }
+}
+
+/// How a system becomes a block device: `asked`, where its kernel can.
+pub fn transport_of(name: &str, asked: Transport) -> Transport {
+    if name == OURS_OLD { Transport::Nbd } else { asked }
+}
+
+/// Series of the kernel that a system's guest runs.
+pub fn kernel_of(name: &str) -> &'static str {
+    if matches!(name, OURS_OLD | "dm-writeboost") { KERNEL_OLD } else { KERNEL }
+}
+
+/// True for our own cache, on whatever kernel.
+pub fn is_ours(name: &str) -> bool {
+    matches!(name, OURS | OURS_OLD)
+}
+
 /// The system of this name.
 pub fn by_name(name: &str, transport: Transport) -> Option<Box<dyn System>> {
     Some(match name {
-        OURS => Box::new(writeboost::Writeboost::new(transport)),
+        OURS | OURS_OLD => Box::new(writeboost::Writeboost::new(transport)),
+        NULL => Box::new(null::Null::default()),
         "bcache" => Box::new(bcache::Bcache::default()),
         "dm-cache" => Box::new(dm_cache::DmCache),
         "dm-writecache" => Box::new(dm_writecache::DmWritecache),
@@ -93,8 +128,8 @@ pub fn is_raw(name: &str) -> bool {
 /// Modules of the guest's kernel that a system needs.
 pub fn modules_of(name: &str, transport: Transport) -> &'static [&'static str] {
     match (name, transport) {
-        (OURS, Transport::Ublk) => &["ublk_drv"],
-        (OURS, Transport::Nbd) => &["nbd"],
+        (OURS | OURS_OLD, Transport::Ublk) | (NULL, _) => &["ublk_drv"],
+        (OURS | OURS_OLD, Transport::Nbd) => &["nbd"],
         ("bcache", _) => &["bcache"],
         ("dm-cache", _) => &["dm_mod", "dm_cache", "dm_cache_smq"],
         ("dm-writecache", _) => &["dm_mod", "dm_writecache"],
