@@ -35,8 +35,8 @@ pub struct Guests {
     /// By series.
     kernels: BTreeMap<&'static str, Kernel>,
     dir: tempfile::TempDir,
-    /// Where our own programs are.
-    programs: PathBuf,
+    /// Our own programs, as they go into guests.
+    programs: Vec<PathBuf>,
     tuning: TuningPlan,
     /// By how much the devices are slowed down.
     dilation: f64,
@@ -70,18 +70,13 @@ impl Guests {
             }
             kernels.insert(KERNEL_OLD, kernel);
         }
-        let own = std::env::current_exe().context("cannot find wb-bench itself")?;
-        let programs = own.parent().context("wb-bench lies in a folder")?.to_path_buf();
-        for name in ["wb-daemon", "wb-format"] {
-            if !programs.join(name).is_file() {
-                let missing = anyhow!("{name} is not beside wb-bench in {}", programs.display());
-                return Err(missing).next_step("build it: make build");
-            }
-        }
         // Not in /tmp, which may be memory.
-        let dir = tempfile::Builder::new().prefix("wb-compare-").tempdir_in("/var/tmp");
+        let parent = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+        let dir = tempfile::Builder::new().prefix("wb-compare-").tempdir_in(parent);
+        let dir = dir.context("no folder for a comparison")?;
+        let programs = programs(dir.path())?;
         let dilation = tuning.dilation.unwrap_or(dilation::LEAST);
-        Ok(Guests { kernels, dir: dir.context("no folder for a comparison")?, programs, tuning, dilation })
+        Ok(Guests { kernels, dir, programs, tuning, dilation })
     }
 
     /// By how much the devices are slowed down: as asked for, or so much that this place is quicker than they are, which
@@ -175,8 +170,8 @@ impl Guests {
         for (name, package) in programs_of(&job.system, job.transport) {
             image.program(name).next_step(format!("install the package {package}"))?;
         }
-        for name in ["wb-bench", "wb-daemon", "wb-format"] {
-            image.program_file(&self.programs.join(name))?;
+        for program in &self.programs {
+            image.program_file(program)?;
         }
         let script = "echo 0 > /proc/sys/kernel/hung_task_timeout_secs || true\nexec wb-bench compare-agent";
         let series = systems::kernel_of(&job.system);
@@ -255,6 +250,24 @@ impl Guests {
         }
         ended
     }
+}
+
+/// Our own programs, which lie beside each other. Where there is `strip`, copies without debug information: a guest unpacks
+/// them at each boot, with an emulated processor.
+fn programs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let own = std::env::current_exe().context("cannot find wb-bench itself")?;
+    let folder = own.parent().context("wb-bench lies in a folder")?;
+    let program = |name: &str| {
+        let (whole, small) = (folder.join(name), dir.join(name));
+        if !whole.is_file() {
+            let missing = anyhow!("{name} is not beside wb-bench in {}", folder.display());
+            return Err(missing).next_step("build it: make build");
+        }
+        let paths = [&small, &whole].map(|path| path.display().to_string());
+        let stripped = super::shell::run("strip", &["-o", &paths[0], &paths[1]], super::shell::SETUP_LIMIT);
+        Ok(if stripped.is_ok() { small } else { whole })
+    };
+    ["wb-bench", "wb-daemon", "wb-format"].into_iter().map(program).collect()
 }
 
 fn connect(listener: &UnixListener, stop: &Stop) -> anyhow::Result<UnixStream> {

@@ -177,12 +177,35 @@ fn section(result: &Comparison, workload: &WorkloadInfo) -> String {
         log_x: false,
         lines: lines(result, workload, drain),
     }));
+    html.push_str(&further(result, workload));
     let _ = writeln!(
         html,
         "<details><summary>how it was run</summary>\n<p>{}</p>\n<pre>{}</pre></details>",
         escape(&workload.preparation).replace('\n', "<br>"),
         escape(&workload.job)
     );
+    html
+}
+
+/// What else it told, as a table.
+fn further(result: &Comparison, workload: &WorkloadInfo) -> String {
+    let rows = figures::further(result, workload);
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut html = String::from("<div class=\"wide\"><table>\n<tr><th></th>");
+    for name in figures::systems(result) {
+        let _ = write!(html, "<th>{}</th>", escape(name));
+    }
+    html.push_str("</tr>\n");
+    for (title, values) in rows {
+        let _ = write!(html, "<tr><td>{}</td>", escape(&title));
+        for value in values {
+            let _ = write!(html, "<td>{}</td>", value.map_or("–".into(), figures::number));
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</table></div>\n");
     html
 }
 
