@@ -164,6 +164,11 @@ fn a_recorded_comparison_becomes_tables_and_one_page_that_needs_nothing_else() {
         let open = count(&format!("<{element}>")) + count(&format!("<{element} "));
         assert_eq!(open, count(&format!("</{element}>")), "{element}");
     }
+    let picture = dir.path().join("picture.svg");
+    let drawn = wb_bench(&["report", recorded, "--picture", picture.to_str().expect("text")]);
+    let svg = std::fs::read_to_string(&picture).expect("the picture");
+    assert!(drawn.status.success() && svg.contains("fsync-1") && svg.contains("prefers-color-scheme"), "{svg}");
+    assert!(svg.matches("<rect").count() > 4 && !svg.contains("raw-disk"), "bars of the caches: {svg}");
     let markdown = wb_bench(&["report", recorded, "--markdown"]);
     assert!(String::from_utf8_lossy(&markdown.stdout).contains("| fsync-1"), "a Markdown table");
     let json = wb_bench(&["report", recorded, "--json"]);

@@ -211,6 +211,14 @@ pub struct ReportArgs {
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 
+    /// Write one small picture of the main figures, an SVG
+    #[arg(long, value_name = "FILE")]
+    pub picture: Option<PathBuf>,
+
+    /// Print the figures of RESULT beside those of another run, and whether they agree
+    #[arg(long, value_name = "RESULT")]
+    pub against: Option<PathBuf>,
+
     /// Print the tables as Markdown
     #[arg(long)]
     pub markdown: bool,
@@ -223,6 +231,10 @@ pub struct ReportPlan {
     pub result: PathBuf,
     /// HTML to write.
     pub html: Option<PathBuf>,
+    /// Another recorded comparison.
+    pub against: Option<PathBuf>,
+    /// Picture to write.
+    pub picture: Option<PathBuf>,
     /// Tables as Markdown.
     pub markdown: bool,
 }
@@ -230,6 +242,12 @@ pub struct ReportPlan {
 impl ReportArgs {
     /// What was typed -> what it means.
     pub fn resolve(self) -> ReportPlan {
-        ReportPlan { result: self.result, html: self.html, markdown: self.markdown }
+        ReportPlan {
+            result: self.result,
+            html: self.html,
+            against: self.against,
+            picture: self.picture,
+            markdown: self.markdown,
+        }
     }
 }

@@ -131,7 +131,12 @@ pub fn report(plan: &ReportPlan, ctx: &mut Context) -> anyhow::Result<Exit> {
     if let Some(path) = &plan.html {
         report::write_html(path, &result)?;
     }
-    if ctx.json {
+    if let Some(path) = &plan.picture {
+        report::write_picture(path, &result)?;
+    }
+    if let Some(path) = &plan.against {
+        report::print_against(&result, &Comparison::load(path)?, plan.markdown, &mut ctx.out)?;
+    } else if ctx.json {
         ctx.out.json(&result)?;
     } else {
         report::print(&result, plan.markdown, &mut ctx.out)?;

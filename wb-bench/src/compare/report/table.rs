@@ -43,7 +43,8 @@ pub fn print(result: &Comparison, markdown: bool, out: &mut Out) -> anyhow::Resu
     Ok(())
 }
 
-fn new(heads: Vec<String>, markdown: bool) -> Table {
+/// A table with these heads.
+pub fn new(heads: Vec<String>, markdown: bool) -> Table {
     let mut table = Table::new();
     table.load_style(if markdown { ASCII_MARKDOWN } else { UTF8_FULL_CONDENSED });
     table.set_content_arrangement(if markdown { ContentArrangement::Disabled } else { ContentArrangement::Dynamic });
@@ -51,7 +52,8 @@ fn new(heads: Vec<String>, markdown: bool) -> Table {
     table
 }
 
-fn right(text: impl ToString) -> Cell {
+/// A cell with a number.
+pub fn right(text: impl ToString) -> Cell {
     Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
 }
 
