@@ -149,7 +149,8 @@ fn finish(plan: &ComparePlan, result: &Comparison, ctx: &mut Context) -> anyhow:
         return Ok(());
     }
     if let Some(path) = &plan.tuning.save {
-        let text = serde_json::to_string_pretty(result)?;
+        let mut text = serde_json::to_string(result)?;
+        text.push('\n');
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &plan.html {

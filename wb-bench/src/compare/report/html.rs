@@ -127,7 +127,7 @@ fn work_bars(result: &Comparison) -> String {
         if !rows.is_empty() {
             let _ = writeln!(
                 html,
-                "<details><summary>{}</summary>\n<table class=\"bars\">\n{rows}</table></details>",
+                "<details open><summary>{}</summary>\n<table class=\"bars\">\n{rows}</table></details>",
                 escape(title)
             );
         }

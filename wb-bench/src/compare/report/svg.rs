@@ -96,17 +96,26 @@ pub fn plot(plot: &Plot) -> String {
     svg
 }
 
+/// A round number without the zeroes that say nothing.
+fn tick(value: f64) -> String {
+    if value >= 1000.0 {
+        return super::figures::number(value);
+    }
+    let text = format!("{value:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
 fn axes(svg: &mut String, plot: &Plot, x: &Scale, y: &Scale) {
     let bottom = HEIGHT - BOTTOM;
     for value in y.ticks() {
         let at = y.at(value);
-        let text = super::figures::number(value);
+        let text = tick(value);
         let _ = writeln!(svg, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", x.to);
         let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>", LEFT - 6.0, at + 4.0);
     }
     for value in x.ticks() {
         let at = x.at(value);
-        let text = super::figures::number(value);
+        let text = tick(value);
         let _ = writeln!(svg, "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>");
         let _ = writeln!(svg, "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>", bottom + 16.0);
     }
@@ -123,6 +132,12 @@ fn axes(svg: &mut String, plot: &Plot, x: &Scale, y: &Scale) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_have_no_zeroes_that_say_nothing() {
+        let ticks = [0.0, 0.025, 0.5, 75.0, 100.0, 25_000.0].map(tick);
+        assert_eq!(ticks, ["0", "0.025", "0.5", "75", "100", "25 000"]);
+    }
 
     #[test]
     fn a_plot_holds_its_lines_within_its_frame() {
