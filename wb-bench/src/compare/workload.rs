@@ -147,7 +147,7 @@ impl Workload {
     }
 }
 
-/// Share of the dilation for random loads that the disk bounds: none at all with the usual factor. A rotating disk does some
+/// Share of the dilation for random loads that the disk bounds: next to none with the usual factor. A rotating disk does some
 /// hundred of them per second, which an emulated processor keeps up with many times over.
 const DISK_BOUND: f64 = 0.025;
 /// The same for sequential ones.
