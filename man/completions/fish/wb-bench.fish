@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_wb_bench_global_optspecs
-    string join \n json v/verbose config= compare= cache-device= backing-device= guest full y/yes html= only= rounds= reverse limit= save= ssd-model= disk-model= ssd-size= disk-size= dilation= h/help V/version
+    string join \n json v/verbose config= compare= cache-device= backing-device= guest full y/yes html= only= rounds= reverse limit= save= ssd-model= disk-model= ssd-size= disk-size= dilation= transport= h/help V/version
 end
 
 function __fish_wb_bench_needs_command
@@ -42,7 +42,9 @@ complete -c wb-bench -n "__fish_wb_bench_needs_command" -l ssd-model -d 'The gue
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -l disk-model -d 'The guest\'s disk is modelled on this one [default: hdd]' -r
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -l ssd-size -d 'Bytes of the guest\'s SSD [default: 256MiB]' -r
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -l disk-size -d 'Bytes of the guest\'s disk [default: 2GiB]' -r
-complete -c wb-bench -n "__fish_wb_bench_needs_command" -l dilation -d 'How many times slower than their originals the guest\'s devices are, because its processor is emulated [default: 40]' -r
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l dilation -d 'How many times slower than their originals the guest\'s devices are, because its processor is emulated; left out, so much that an empty ublk device does three times what the modelled SSD does' -r
+complete -c wb-bench -n "__fish_wb_bench_needs_command" -l transport -d 'How our own cache becomes a block device [default: ublk]' -r -f -a "ublk\t'A ublk device'
+nbd\t'The kernel\'s NBD client on a Unix socket; the only way on kernels before 6.5'"
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -l json -d 'Print one JSON document on stdout in place of text for people'
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
 complete -c wb-bench -n "__fish_wb_bench_needs_command" -l guest -d 'Run in a virtual machine with modelled devices; the default where no devices are named'
@@ -110,6 +112,8 @@ complete -c wb-bench -n "__fish_wb_bench_using_subcommand model-disk" -l json -d
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand model-disk" -s v -l verbose -d 'Log more on stderr: -v says what is done, -vv how, -vvv everything. WB_LOG takes a filter like `wb_core::log=trace,info` and has precedence'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand model-disk" -s h -l help -d 'Print help'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand report" -l html -d 'Write the report with plots, one self-contained HTML file' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand report" -l picture -d 'Write one small picture of the main figures, an SVG' -r -F
+complete -c wb-bench -n "__fish_wb_bench_using_subcommand report" -l against -d 'Print the figures of RESULT beside those of another run, and whether they agree' -r -F
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand report" -l config -d 'Read this config file; without it $WB_CONFIG, then /etc/writeboost.toml' -r -F
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand report" -l markdown -d 'Print the tables as Markdown'
 complete -c wb-bench -n "__fish_wb_bench_using_subcommand report" -l json -d 'Print one JSON document on stdout in place of text for people'
