@@ -110,6 +110,10 @@ impl Session<'_> {
                     self.system.check(self.devices).with_context(|| format!("after '{}'", workload.name))?;
                 }
                 self.state_of = Some(workload.name.clone());
+                if matches!(workload.kind, Kind::Drain { .. }) && measurement.more.get("dirty_before_mib") == Some(&0.0)
+                {
+                    return Ok(Outcome::NotApplicable("nothing was dirty: the cache had taken nothing".into()));
+                }
                 Ok(Outcome::Measured(Box::new(measurement)))
             }
             Err(why) => {
