@@ -153,7 +153,7 @@ const DISK_BOUND: f64 = 0.025;
 /// The same for sequential ones.
 const SEQUENTIAL: f64 = 0.15;
 /// The same for loads that only prepare something.
-pub const PREPARING: f64 = 0.5;
+pub const PREPARING: f64 = 0.25;
 
 /// The workloads of a set, sized for these devices. They run in this order; one that continues another follows it.
 pub fn list(scale: Scale, sizes: Sizes) -> Vec<Workload> {
@@ -190,7 +190,7 @@ pub fn list(scale: Scale, sizes: Sizes) -> Vec<Workload> {
     let question = "How fast are few hot blocks overwritten again and again (zipfian, theta 0.99)?";
     list.push(Workload::new("zipf-overwrite", question, Kind::Fio(job)));
 
-    let mut warm = FioJob::new("write", ssd / 4, s(15, 120));
+    let mut warm = FioJob::new("write", ssd / 4, s(45, 120));
     (warm.bs, warm.iodepth, warm.io_size) = (128 << 10, 8, Some(ssd / 4));
     let mut job = FioJob::new("randrw", ssd / 4, s(5, 60));
     (job.iodepth, job.zipf, job.rwmixread, job.ramp_s) = (16, Some(0.99), 70, s(1, 30));
@@ -236,7 +236,7 @@ pub fn list(scale: Scale, sizes: Sizes) -> Vec<Workload> {
         list.push(Workload::new("source-tree", question, Kind::Tree { files: 1500 }));
     }
 
-    let mut fill = FioJob::new("randwrite", disk, s(20, 300));
+    let mut fill = FioJob::new("randwrite", disk, s(45, 300));
     (fill.iodepth, fill.io_size) = (32, Some(ssd));
     let mut job = FioJob::new("randwrite", disk, s(15, 180));
     job.iodepth = 32;
