@@ -16,8 +16,10 @@ import json, sys, time
 run = json.load(open(sys.argv[1]))
 facts = run["setup"]["facts"]
 day = time.strftime("%Y-%m-%d", time.gmtime(run["started_unix_s"]))
+ours = next((system for system in run["systems"] if system["name"] == "writeboost"), {"commands": []})
+transport = "ublk" if "--ublk" in " ".join(ours["commands"]) else "NBD"
 print(f"Run of {day}: `{run['command'].split(' --save')[0]}`, {run['elapsed_s'] / 60:.0f} minutes, on {facts['processor']}; {facts['QEMU']};")
-print(f"guest: {facts['guest']}; {facts['SSD of the guest']}, {facts['disk of the guest']}; {facts['fio']}.")
+print(f"guest: {facts['guest']}; {facts['SSD of the guest']}, {facts['disk of the guest']}; {facts['fio']}; our cache over {transport}.")
 PYTHON
 cat "$work/about" "$work/tables" > "$work/all"
 # The first table alone.

@@ -177,6 +177,26 @@ fn a_recorded_comparison_becomes_tables_and_one_page_that_needs_nothing_else() {
     assert_eq!(again["cells"], first["cells"], "nothing is lost");
 }
 
+/// The documents show the run that is recorded beside them: `tests/benchmarks.sh` has been run after it was replaced.
+#[test]
+fn the_documents_show_the_recorded_run() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let dir = tempfile::tempdir().expect("a folder");
+    let picture = dir.path().join("picture.svg");
+    let result = top.join("docs/benchmarks.json");
+    let [result, drawn] = [&result, &picture].map(|path| path.to_str().expect("text"));
+    let output = wb_bench(&["report", result, "--markdown", "--picture", drawn]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tables = String::from_utf8(output.stdout).expect("UTF-8");
+    let read = |name: &str| std::fs::read_to_string(top.join(name)).expect(name);
+    let stale = "run tests/benchmarks.sh docs/benchmarks.json";
+    assert!(read("docs/BENCHMARKS.md").contains(tables.trim()), "docs/BENCHMARKS.md: {stale}");
+    let table = tables.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let table: Vec<&str> = table.collect();
+    assert!(table.len() > 2 && read("README.md").contains(&table.join("\n")), "README.md: {stale}");
+    assert_eq!(read("docs/benchmarks.svg"), std::fs::read_to_string(&picture).expect("drawn"), "{stale}");
+}
+
 #[test]
 fn wrong_requests_end_before_anything_is_touched() {
     let no_result = wb_bench(&["report", "/proc/self/cmdline"]);

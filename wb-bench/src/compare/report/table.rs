@@ -31,8 +31,11 @@ pub fn print(result: &Comparison, markdown: bool, out: &mut Out) -> anyhow::Resu
     }
     title(out, "What the devices had to do")?;
     writeln!(out, "{}", device_work(result, markdown))?;
-    title(out, "Further figures")?;
-    writeln!(out, "{}", further(result, markdown))?;
+    let further = further(result, markdown);
+    if !further.is_empty() {
+        title(out, "Further figures")?;
+        writeln!(out, "{further}")?;
+    }
     let latencies = latencies(result, markdown);
     title(out, "Latency in ms: median, 99 %, 99.9 %")?;
     writeln!(out, "{latencies}")?;
