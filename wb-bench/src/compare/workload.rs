@@ -188,7 +188,7 @@ pub fn list(scale: Scale, sizes: Sizes) -> Vec<Workload> {
     let mut job = FioJob::new("randwrite", ssd * 2, s(6, 60));
     (job.iodepth, job.zipf) = (32, Some(0.99));
     let question = "How fast are few hot blocks overwritten again and again (zipfian, theta 0.99)?";
-    list.push(Workload::new("zipf-overwrite", question, Kind::Fio(job)));
+    list.push(Workload { repeated: full, ..Workload::new("zipf-overwrite", question, Kind::Fio(job)) });
 
     let mut warm = FioJob::new("write", ssd / 4, s(45, 120));
     (warm.bs, warm.iodepth, warm.io_size) = (128 << 10, 8, Some(ssd / 4));
@@ -197,6 +197,7 @@ pub fn list(scale: Scale, sizes: Sizes) -> Vec<Workload> {
     let question = "How does a working set that was written before and fits the cache serve 70 % reads, 30 % writes?";
     list.push(Workload {
         preparation: Preparation::After(warm),
+        repeated: full,
         ..Workload::new("mixed-warm", question, Kind::Fio(job))
     });
 
