@@ -4,7 +4,7 @@ use nix::sys::utsname::uname;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use wb_cli::bench_args::{ComparePlan, Peer, Place};
+use wb_cli::bench_args::{BlockDevice, ComparePlan, Peer, Place};
 
 /// One thing that is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +37,10 @@ pub fn of(plan: &ComparePlan) -> Vec<Need> {
         }
         Place::Host { .. } => {
             needs.push(Need::Root);
+            match plan.tuning.transport {
+                BlockDevice::Ublk => needs.push(Need::Module("ublk_drv")),
+                BlockDevice::Nbd => needs.extend([Need::Module("nbd"), Need::Program("nbd-client", "nbd-client")]),
+            }
             needs.extend(plan.peers.iter().flat_map(|peer| of_peer(*peer)));
         }
     }
@@ -133,6 +137,7 @@ mod tests {
         let needs = of(&plan);
         assert_eq!(needs.iter().filter(|n| matches!(n, Need::Program("dmsetup", _))).count(), 1);
         assert!(needs.contains(&Need::Module("dm_writecache")) && needs.contains(&Need::Root));
+        assert!(needs.contains(&Need::Module("ublk_drv")), "our own block device");
     }
 
     #[test]
