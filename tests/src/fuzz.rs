@@ -8,7 +8,7 @@ use uuid::Uuid;
 use wb_cli::dump_args::{BlockAddress, DumpPlan, DumpWhat};
 use wb_core::check::build::{Builder, Op, run, write};
 use wb_core::check::damage::reseal;
-use wb_core::check::{CheckOptions, RepairOptions, ReplayOptions, Verdict, examine, repair, replay};
+use wb_core::check::{CheckOptions, RepairOptions, ReplayOptions, Severity, Verdict, examine, repair, replay};
 use wb_core::format::*;
 use wb_core::io::mem::MemDisk;
 use wb_core::types::*;
@@ -149,8 +149,14 @@ pub fn image_check(data: &[u8]) {
     let options = RepairOptions { check: VERIFY, now_unix_ns: 1, boot_id: [0; 16] };
     let repaired = run(repair(&disk, &found, options, &mut Vec::new(), &mut |_| {}));
     let Ok(found) = run(examine(&disk, VERIFY, &mut |_| {})) else { return };
+    // Without any volume table nobody knows what the log belongs to: that is said again, and nothing else is left.
+    let no_table = (0..2).all(|copy| {
+        let table = format!("volume table copy {copy}");
+        found.report().findings.iter().any(|finding| finding.place == table && finding.severity >= Severity::Error)
+    });
     if let Ok(report) = &repaired
         && !forged
+        && !no_table
     {
         assert_ne!(report.verdict(), Verdict::Errors, "damage was left: {:?}", report.findings);
         assert_eq!(found.report().verdict(), Verdict::Clean, "{:?}", found.report().findings);

@@ -3,11 +3,9 @@
 //! The cache is a quarter of the volume, so most of what is verified has been through write-back and reclaim.
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::path::Path;
 use wb_tests::daemon::{Daemon, Place, random_bytes, text};
+use wb_tests::mount::Mount;
 use wb_tests::programs::{check, run};
 
 const LIBNBD: &str = "libnbd-bin";
@@ -201,88 +199,6 @@ fn fio_sees_two_generations() {
     place.assert_clean();
 }
 
-/// The volume as a mounted filesystem: nbdfuse makes a file of it, losetup a block device. Dropped, all of it goes.
-struct Mount {
-    dir: PathBuf,
-    export: PathBuf,
-    fuse: Child,
-    device: Option<String>,
-    mounted: bool,
-    /// The fuse mount of nbdfuse stays behind when nbdfuse dies, as it does with its server.
-    exported: bool,
-}
-
-impl Mount {
-    fn attach(place: &Place) -> Mount {
-        let (dir, export) = (place.path("mnt"), place.path("export"));
-        std::fs::create_dir_all(&dir).and_then(|()| std::fs::create_dir_all(&export)).expect("directories");
-        let file = export.join("disk");
-        let mut command = Command::new("nbdfuse");
-        command.arg(&file).arg(place.uri()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let fuse = command.spawn().unwrap_or_else(|error| {
-            panic!("cannot run nbdfuse: {error}; install the package nbdfuse, or libnbd-bin before Debian 13")
-        });
-        let mut mount = Mount { dir, export, fuse, device: None, mounted: false, exported: true };
-        let begun = Instant::now();
-        while !file.exists() {
-            let ended = mount.fuse.try_wait().expect("our own child");
-            assert!(ended.is_none(), "nbdfuse ended: is /dev/fuse there, and fuse3 installed?");
-            assert!(begun.elapsed() < Duration::from_secs(20), "nbdfuse shows no file");
-            sleep(Duration::from_millis(20));
-        }
-        let device = check("util-linux", "losetup", &["--find", "--show", text(&file)]);
-        mount.device = Some(device.trim().to_owned());
-        mount
-    }
-
-    fn device(&self) -> &str {
-        self.device.as_deref().expect("attached")
-    }
-
-    fn mount(&mut self) {
-        check("util-linux", "mount", &[self.device(), text(&self.dir)]);
-        self.mounted = true;
-    }
-
-    fn unmount(&mut self) {
-        check("util-linux", "umount", &[text(&self.dir)]);
-        self.mounted = false;
-    }
-
-    /// Everything undone, and every step of it good.
-    fn detach(mut self) {
-        if self.mounted {
-            self.unmount();
-        }
-        check("util-linux", "losetup", &["-d", self.device()]);
-        self.device = None;
-        check("fuse3", "fusermount3", &["-u", text(&self.export)]);
-        self.exported = false;
-        self.fuse.wait().expect("our own child");
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // A filesystem without its disk says so on the way out; its kernel thread still ends with a plain unmount.
-        let quiet = |program: &str, args: &[&str]| {
-            let output = Command::new(program).args(args).output();
-            output.is_ok_and(|output| output.status.success())
-        };
-        if self.mounted && !quiet("umount", &[text(&self.dir)]) {
-            quiet("umount", &["-l", text(&self.dir)]);
-        }
-        if let Some(device) = &self.device {
-            quiet("losetup", &["-d", device]);
-        }
-        if self.exported {
-            quiet("fusermount3", &["-uz", text(&self.export)]);
-            let _ = self.fuse.kill();
-            let _ = self.fuse.wait();
-        }
-    }
-}
-
 /// Unpacks this repository's own sources and builds a small C program beside them, twice over; then looks at all of it
 /// from every side: through the cache, after a restart, after a kill, and on the backing file alone.
 fn filesystem(mkfs: (&str, &str, &[&str]), fsck: (&str, &[&str]), volume_bytes: u64) {
@@ -290,7 +206,7 @@ fn filesystem(mkfs: (&str, &str, &[&str]), fsck: (&str, &[&str]), volume_bytes: 
     let (fsck, fsck_args) = fsck;
     let place = Place::new(32 << 20, 512 << 10, volume_bytes);
     let daemon = place.start();
-    let mut mount = Mount::attach(&place);
+    let mut mount = Mount::attach(&place.path(""), &place.uri());
     check(package, mkfs, &[mkfs_args, &[mount.device()]].concat());
     mount.mount();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
@@ -318,7 +234,7 @@ fn filesystem(mkfs: (&str, &str, &[&str]), fsck: (&str, &[&str]), volume_bytes: 
 
     // Through the cache, after a clean restart.
     let daemon = place.start();
-    let mut mount = Mount::attach(&place);
+    let mut mount = Mount::attach(&place.path(""), &place.uri());
     check(package, fsck, &[fsck_args, &[mount.device()]].concat());
     mount.mount();
     compare(&mount.dir);
@@ -328,7 +244,7 @@ fn filesystem(mkfs: (&str, &str, &[&str]), fsck: (&str, &[&str]), volume_bytes: 
     drop(mount);
     place.assert_clean();
     let daemon = place.start();
-    let mut mount = Mount::attach(&place);
+    let mut mount = Mount::attach(&place.path(""), &place.uri());
     // Mounting replays the journal; then the checker must find nothing at all.
     mount.mount();
     compare(&mount.dir);
