@@ -27,6 +27,12 @@ pub trait Env: Clone + Send + Sync + 'static {
     /// Runs `task` on the calling thread's executor, detached.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
+    /// Does work that waits for nothing, beside the calling thread where there are threads: it begins at once and may run
+    /// while the caller goes on. Here, and so in the simulator, it is done before this returns.
+    fn beside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+        std::future::ready(work())
+    }
+
     /// Completes after `duration_ns` nanoseconds.
     fn sleep(&self, duration_ns: u64) -> impl Future<Output = ()>;
 

@@ -181,7 +181,7 @@ impl LogView {
             bridged: Vec::new(),
         };
         let mut taken = collector();
-        let walked = scan(disk, superblock, anchor, bad, durable_hint, |found| taken.take(found)).await;
+        let walked = scan(disk, superblock, anchor, bad, durable_hint, async |found| taken.take(found)).await;
         let refusal = match walked {
             Ok(scan) => {
                 let mut view = LogView::new(anchor.clone(), taken);

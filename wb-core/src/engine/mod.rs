@@ -15,6 +15,7 @@ mod compact;
 mod config;
 mod counters;
 mod governor;
+mod loading;
 mod locate;
 mod memory;
 mod policy;

@@ -11,14 +11,14 @@ use super::attach::{self, AttachError, Backing};
 use super::commit::CommitState;
 use super::config::{EngineConfig, Shares};
 use super::counters::CounterCells;
-use super::ranges::range_kind;
+use super::loading::{Intake, LoadFor, Loaded};
 use super::segments::SegmentTable;
 use super::tail::{self, Before, OwnTail, TailReport};
 use super::writeback::WritebackState;
 use super::{Engine, Inner, Served};
 use crate::env::{Env, PlantedBug};
-use crate::format::{Anchor, BadSegments, EntryKind, Superblock, Volume};
-use crate::index::{AddressWidths, Index, IndexConfig, IndexError, Piece, RangeMap};
+use crate::format::{Anchor, BadSegments, Superblock, Volume};
+use crate::index::{AddressWidths, Index, IndexConfig, IndexError, RangeMap};
 use crate::io::{BufPool, Disk, IoError, PoolClass};
 use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
 use crate::log::scan::read_summary;
@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex};
 const STRIPES: usize = 1024;
 /// Most ranges that a log may hold: writers stop at [`EngineConfig::range_pieces`], but a start with a smaller setting
 /// than the last one must take what is there.
-const RANGES_MAX: usize = 1 << 22;
+pub(super) const RANGES_MAX: usize = 1 << 22;
 
 /// What to open.
 pub struct OpenOptions<D> {
@@ -173,112 +173,6 @@ pub struct RecoveryReport {
     pub recovery_ns: u64,
 }
 
-/// The log as it is loaded.
-struct Loading<'a> {
-    volume: &'a Volume,
-    /// The volume is not in the table yet: nothing in the log can be for it.
-    fresh: bool,
-    superblock: &'a crate::format::Superblock,
-    index: &'a Index,
-    segments: &'a SegmentTable,
-    ranges: RangeMap,
-    dirty_tail: Seq,
-    live: VecDeque<LiveSegment>,
-    next_pos: u64,
-    now_unix_ns: u64,
-    last: Option<ScannedSegment>,
-    error: Option<OpenError>,
-}
-
-impl Loading<'_> {
-    fn add(&mut self, scanned: ScannedSegment) {
-        let geometry = &self.superblock.geometry;
-        let pos = LogPos(self.next_pos);
-        self.next_pos += u64::from(geometry.segment_blocks());
-        self.segments.set_pos(scanned.segment, pos);
-        // Every entry misses the processor's caches twice: all misses of a segment at once take a tenth of the time.
-        for entry in scanned.records.iter().flat_map(|record| &record.entries) {
-            if entry.kind.has_payload() {
-                self.index.prefetch(entry.addr);
-            }
-        }
-        for record in &scanned.records {
-            let dirty = record.seq >= self.dirty_tail;
-            let mut payload = 0;
-            for (entry, block) in record.entries_with_blocks() {
-                let range_pos = LogPos(pos.0 + u64::from(record.offset_blocks) + payload);
-                payload += u64::from(block.is_some());
-                if entry.kind == EntryKind::Void {
-                    continue;
-                }
-                if let Err(error) = self.check_entry(record.seq, entry) {
-                    self.error.get_or_insert(error);
-                    return;
-                }
-                match block {
-                    Some(block) => self.add_payload(&scanned, pos, entry, block, dirty),
-                    None => self.add_range(&scanned, record.seq, entry, range_pos, dirty),
-                }
-            }
-        }
-        self.live.push_back(LiveSegment {
-            segment: scanned.segment,
-            pos,
-            first_seq: scanned.records[0].seq,
-            last_seq: scanned.records.last().map(|record| record.last_seq()),
-            opened_unix_ns: self.now_unix_ns,
-            summary_in_flight: false,
-        });
-        self.last = Some(scanned);
-    }
-
-    fn check_entry(&self, seq: Seq, entry: &crate::format::Entry) -> Result<(), OpenError> {
-        if self.fresh || entry.addr.volume() != self.volume.id {
-            return Err(OpenError::UnknownVolume { seq, volume: entry.addr.volume() });
-        }
-        let end = entry.addr.block() + entry.blocks;
-        if end > self.volume.blocks() { Err(OpenError::BeyondEnd { seq, block: end - 1 }) } else { Ok(()) }
-    }
-
-    fn add_payload(
-        &mut self,
-        scanned: &ScannedSegment,
-        first: LogPos,
-        entry: &crate::format::Entry,
-        block: u32,
-        dirty: bool,
-    ) {
-        let slot = self.superblock.geometry.slot(scanned.segment, block);
-        let pos = LogPos(first.0 + u64::from(block));
-        if let Some(crcs) = self.index.crcs() {
-            crcs.set(slot, entry.crc);
-        }
-        // A clean entry that supersedes a dirty one, not written back yet, inherits its dirtiness.
-        let inherits = || self.index.lookup(entry.addr).is_some_and(|before| before.dirty);
-        let dirty = dirty && (entry.kind == EntryKind::Dirty || inherits());
-        let done = self.index.upsert(entry.addr, slot, entry.mask, dirty, |before| self.segments.pos(before) < pos);
-        if let Err(error) = done {
-            self.error.get_or_insert(error.into());
-        }
-    }
-
-    fn add_range(
-        &mut self,
-        scanned: &ScannedSegment,
-        seq: Seq,
-        entry: &crate::format::Entry,
-        pos: LogPos,
-        dirty: bool,
-    ) {
-        let kind = range_kind(entry.kind).expect("an entry without payload is a range");
-        let piece = Piece { kind, pos, seq, segment: scanned.segment, dirty };
-        let first = entry.addr.block();
-        if self.ranges.insert(first..first + entry.blocks, piece).is_err() {
-            self.error.get_or_insert(OpenError::Ranges);
-        }
-    }
-}
-
 impl<E: Env> Engine<E> {
     /// Opens a cache, recovers its log and serves it. The calling thread's executor runs the maintenance task.
     pub async fn open(env: &E, options: OpenOptions<E::Disk>) -> Result<Engine<E>, OpenError> {
@@ -290,44 +184,42 @@ impl<E: Env> Engine<E> {
         }
         let (volume, fresh) =
             attach::choose(&meta.volumes, &options.backing, options.force, || env.random_u64(), env.wall_ns())?;
-        let index = Index::new(&IndexConfig {
-            slots: meta.superblock.geometry.slots(),
-            entries: meta.superblock.geometry.payload_max(),
-            widths: AddressWidths::for_volumes([(volume.id, volume.blocks())]),
-            shards: options.config.index_shards,
-            seed: env.random_u64(),
-            with_crcs: options.config.verify_reads,
-        })?;
-        let segments = SegmentTable::new(meta.superblock.geometry);
+        let seed = env.random_u64();
         let before = tail::replay(env, &options, &mut meta).await?;
-        let mut loading = Loading {
-            volume: &volume,
-            fresh,
-            superblock: &meta.superblock,
-            index: &index,
-            segments: &segments,
-            ranges: RangeMap::new(RANGES_MAX.max(2 * options.config.range_pieces)),
-            dirty_tail: meta.anchor.dirty_tail,
-            live: VecDeque::new(),
-            next_pos: u64::from(meta.superblock.geometry.segment_blocks()),
-            now_unix_ns: env.wall_ns(),
-            last: None,
-            error: None,
-        };
+        let mut intake = Intake::new(
+            env,
+            LoadFor {
+                volume: volume.clone(),
+                fresh,
+                geometry: meta.superblock.geometry,
+                index: IndexConfig {
+                    slots: meta.superblock.geometry.slots(),
+                    entries: meta.superblock.geometry.payload_max(),
+                    widths: AddressWidths::for_volumes([(volume.id, volume.blocks())]),
+                    shards: options.config.index_shards,
+                    seed,
+                    with_crcs: options.config.verify_reads,
+                },
+                range_pieces: options.config.range_pieces,
+                dirty_tail: meta.anchor.dirty_tail,
+                now_unix_ns: env.wall_ns(),
+            },
+        );
         let mut hint = meta.anchor_slots.iter().flatten().map(|anchor| anchor.durable).max().unwrap_or_default();
         if let Before::Replayed { head, .. } = &before {
             hint = hint.max(*head); // all of it is durable now, and the walk must find it
         }
-        let mut found = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, |segment| {
-            if loading.error.is_none() {
-                loading.add(segment);
+        let mut refused = None;
+        let take = async |segment| {
+            if refused.is_none() {
+                refused = intake.take(segment).await.err();
             }
-        })
-        .await?;
-        let Loading { ranges, live, last, error, .. } = loading;
-        if let Some(error) = error {
-            return Err(error);
+        };
+        let mut found = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, take).await?;
+        if let Some(error) = refused {
+            return Err(error.into());
         }
+        let Loaded { index, segments, ranges, live, last } = intake.finish().await?;
         let (same_epoch, tail_report) = match before {
             Before::Replayed { head, .. } if head != found.head => {
                 return Err(OpenError::TailMismatch { head: found.head, tail: head });

@@ -11,6 +11,7 @@
 //! capacity.
 
 mod crcs;
+mod load;
 mod memory;
 mod permute;
 pub mod quotient;
@@ -20,6 +21,7 @@ pub mod shard;
 mod tests;
 
 pub use crcs::CrcTable;
+pub use load::Loader;
 pub use quotient::ADDRESS_BITS_MAX;
 pub use ranges::{Full, Piece, RangeKind, RangeMap};
 pub use shard::{Action, Sweep, SweepAction};

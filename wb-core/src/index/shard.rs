@@ -15,6 +15,10 @@
 //! **Locking.** Buckets are atomic words, so that `Shard::prefetch` may touch them without the lock; they are read
 //! for their value and written under the shard's mutex only, hence relaxed.
 
+mod load;
+
+pub(super) use load::AtHome;
+
 use super::memory::{NoMemory, zeroed};
 use super::quotient::{BUCKET_ENTRIES, Geometry, Home};
 use super::{Entry, Index, IndexError};

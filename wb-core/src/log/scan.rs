@@ -206,7 +206,7 @@ pub async fn scan<D: Disk>(
     anchor: &Anchor,
     bad: &BadSegments,
     durable_hint: Seq,
-    mut sink: impl FnMut(ScannedSegment),
+    mut sink: impl AsyncFnMut(ScannedSegment),
 ) -> Result<LogScan, ScanError> {
     let mut walk = Walk {
         disk,
@@ -262,7 +262,7 @@ impl<D: Disk> Walk<'_, D> {
     }
 
     /// Step 1. Gives the number of ring positions, from the log tail, that the walk has looked at and left behind.
-    async fn walk_ring(&mut self, sink: &mut impl FnMut(ScannedSegment)) -> Result<u32, ScanError> {
+    async fn walk_ring(&mut self, sink: &mut impl AsyncFnMut(ScannedSegment)) -> Result<u32, ScanError> {
         let geometry = &self.superblock.geometry;
         let ring: Vec<SegmentNo> = ring_from(self.anchor.log_tail_segment, geometry.segments).collect();
         let (disk, superblock) = (self.disk, self.superblock);
@@ -293,7 +293,7 @@ impl<D: Disk> Walk<'_, D> {
                 None => break,
             }
             position += 1;
-            self.release(sink, 1);
+            self.release(sink, 1).await;
         }
         if let Some(before) = before {
             self.retake_by_headers(before).await?;
@@ -383,11 +383,11 @@ impl<D: Disk> Walk<'_, D> {
     }
 
     /// Hands over what is known to be ≤ D, save the last `keep` segments.
-    fn release(&mut self, sink: &mut impl FnMut(ScannedSegment), keep: usize) {
+    async fn release(&mut self, sink: &mut impl AsyncFnMut(ScannedSegment), keep: usize) {
         while self.pending.len() > keep && self.pending.front().is_some_and(|first| last_seq(first) <= self.durable) {
             let segment = self.pending.pop_front().expect("front exists");
             self.count(&segment);
-            sink(segment);
+            sink(segment).await;
         }
     }
 
@@ -476,10 +476,10 @@ impl<D: Disk> Walk<'_, D> {
     /// Step 4. Reads what is > D whole and cuts at the first record that is not complete.
     async fn verify_tail(
         &mut self,
-        sink: &mut impl FnMut(ScannedSegment),
+        sink: &mut impl AsyncFnMut(ScannedSegment),
         behind: u64,
     ) -> Result<Option<TornTail>, ScanError> {
-        self.release(sink, 0);
+        self.release(sink, 0).await;
         let pending = std::mem::take(&mut self.pending);
         let total: u64 = pending.iter().map(|segment| segment.records.len() as u64).sum();
         let mut kept = 0;
@@ -491,7 +491,7 @@ impl<D: Disk> Walk<'_, D> {
             let Some(bad) = bad else {
                 kept += segment.records.len() as u64;
                 self.count(&segment);
-                sink(segment);
+                sink(segment).await;
                 continue;
             };
             let torn = segment.records[bad].clone();
@@ -502,7 +502,7 @@ impl<D: Disk> Walk<'_, D> {
             self.next = (segment.segment, torn.offset_blocks);
             if !segment.records.is_empty() {
                 self.count(&segment);
-                sink(segment);
+                sink(segment).await;
             }
             return Ok(Some(self.torn_here(torn.seq, total - kept - 1 + behind)));
         }

@@ -1,7 +1,7 @@
 //! [`Env`] on the real machine.
 
 use super::disk::RtDisk;
-use super::{executor, timer};
+use super::{beside, executor, timer};
 use crate::env::Env;
 use std::future::Future;
 
@@ -26,6 +26,10 @@ impl Env for RtEnv {
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         drop(executor::spawn(task)); // Detached.
+    }
+
+    fn beside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+        beside::start(work)
     }
 
     fn sleep(&self, duration_ns: u64) -> impl Future<Output = ()> {

@@ -11,6 +11,7 @@
 //! This is the only part of the crate that reads clocks, draws random numbers and starts threads; [`RtEnv`] hands them
 //! to the engine.
 
+mod beside;
 mod blocking;
 mod blocking_env;
 mod disk;
