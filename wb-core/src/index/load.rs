@@ -1,6 +1,6 @@
 //! Filling an index at a start: tens of millions of entries, of which each lies in another cache line than the one before.
 //!
-//! The table is divided into regions of 128 KiB, and entries are parked by region until enough of one have come together.
+//! The table is divided into regions of 256 KiB, and entries are parked by region until enough of one have come together.
 //! Then that region is filled: it fits the processor's cache, its pages the cache of the address translation, and the
 //! processor waits for many lines at once. An entry whose home bucket is full of others is looked at last, for its other
 //! bucket's line has to come, too.
@@ -12,9 +12,9 @@ use super::shard::AtHome;
 use super::{Action, Entry, Index, IndexError};
 use crate::types::{BlockAddr, SectorMask, Slot};
 
-/// Log2 of the buckets of a region: 2048 lines.
-const REGION_BITS: u32 = 11;
-/// Entries parked in all regions together, if there are many: 12 MiB.
+/// Log2 of the buckets of a region: 4096 lines.
+const REGION_BITS: u32 = 12;
+/// Entries parked in all regions together, if there are many: 16 MiB.
 const PARKED_MAX: usize = 1 << 20;
 /// Entries whose line is on its way while one is looked at.
 const AHEAD: usize = 16;
@@ -23,7 +23,7 @@ const AHEAD: usize = 16;
 #[derive(Debug, Clone, Copy, Default)]
 struct Parked {
     /// Its home bucket within the shard.
-    bucket: u32,
+    bucket: usize,
     /// Packed with the home key.
     word: u64,
 }
@@ -33,9 +33,8 @@ struct Parked {
 pub struct Loader {
     index: Index,
     regions_per_shard: usize,
-    /// Room for `room` entries for each region. Words and buckets apart, for density.
-    words: Vec<u64>,
-    buckets: Vec<u32>,
+    /// Room for `room` entries for each region.
+    parked: Vec<Parked>,
     lens: Vec<u32>,
     room: usize,
     /// Entries of the region that is being filled whose home bucket is full.
@@ -49,11 +48,10 @@ impl Loader {
         assert!(index.is_empty(), "an index of which nothing was removed");
         let regions_per_shard = index.geometry.buckets().div_ceil(1 << REGION_BITS);
         let regions = regions_per_shard * index.shards.len();
-        let room = (PARKED_MAX / regions).clamp(32, 1024);
+        let room = (PARKED_MAX / regions).clamp(32, 2048);
         Loader {
             regions_per_shard,
-            words: vec![0; regions * room],
-            buckets: vec![0; regions * room],
+            parked: vec![Parked::default(); regions * room],
             lens: vec![0; regions],
             room,
             elsewhere: Vec::with_capacity(room),
@@ -90,9 +88,8 @@ impl Loader {
         let home = self.index.geometry.home(quotient);
         let region = shard * self.regions_per_shard + (home.bucket >> REGION_BITS);
         let at = self.lens[region] as usize;
-        let place = region * self.room + at;
-        self.words[place] = self.index.geometry.pack(home.key, Entry { slot, mask, dirty });
-        self.buckets[place] = u32::try_from(home.bucket).expect("a shard has fewer than 2^32 buckets");
+        let word = self.index.geometry.pack(home.key, Entry { slot, mask, dirty });
+        self.parked[region * self.room + at] = Parked { bucket: home.bucket, word };
         self.lens[region] = at as u32 + 1;
         if at + 1 == self.room {
             self.fill(region, newer);
@@ -103,17 +100,16 @@ impl Loader {
     fn fill(&mut self, region: usize, newer: &impl Fn(Slot, Slot) -> bool) {
         let Index { geometry, shards, stashed, slots, .. } = &self.index;
         let shard = &shards[region / self.regions_per_shard];
-        let parked = region * self.room..region * self.room + self.lens[region] as usize;
-        let (words, buckets) = (&self.words[parked.clone()], &self.buckets[parked]);
-        buckets.iter().take(AHEAD).for_each(|&bucket| shard.prefetch_bucket(bucket as usize));
-        for (at, (&word, &bucket)) in words.iter().zip(buckets).enumerate() {
-            if let Some(&ahead) = buckets.get(at + AHEAD) {
-                shard.prefetch_bucket(ahead as usize);
+        let parked = &self.parked[region * self.room..][..self.lens[region] as usize];
+        parked.iter().take(AHEAD).for_each(|ahead| shard.prefetch_bucket(ahead.bucket));
+        for (at, &Parked { bucket, word }) in parked.iter().enumerate() {
+            if let Some(ahead) = parked.get(at + AHEAD) {
+                shard.prefetch_bucket(ahead.bucket);
             }
             let slot = geometry.unpack(word).slot;
             let is_newer = |before: Entry| newer(slot, before.slot);
-            if let AtHome::Full = shard.load_at_home(geometry, bucket as usize, word, is_newer) {
-                shard.prefetch_bucket(geometry.other_bucket(bucket as usize, word));
+            if let AtHome::Full = shard.load_at_home(geometry, bucket, word, is_newer) {
+                shard.prefetch_bucket(geometry.other_bucket(bucket, word));
                 self.elsewhere.push(Parked { bucket, word });
             }
         }
@@ -124,7 +120,7 @@ impl Loader {
                 Some(before) if !newer(entry.slot, before.slot) => Ok(Action::Keep),
                 _ => Ok(Action::Set(entry)),
             };
-            let quotient = geometry.quotient_of(bucket as usize, word);
+            let quotient = geometry.quotient_of(bucket, word);
             if let Err(error) = shard.modify(geometry, quotient, stashed, *slots, change) {
                 self.error.get_or_insert(error);
             }
