@@ -5,8 +5,8 @@
 //! * [`CrcTable`]: CRC-32C of the payload of every slot.
 //! * [`RangeMap`]: zeroed, discarded, lost and invalidated ranges of a volume.
 //!
-//! All memory of the first two is allocated and touched at creation, so that a lack of it is a refusal at start and nothing later
-//! (not in the simulator; see [`memory`]).
+//! All memory of the first two is allocated and touched at creation, so that a lack of it is a refusal at start and
+//! nothing later (not in the simulator, whose tables are mostly empty).
 //! The one exception, the shards' stash, is for entries that found no place; see [`shard`]. Range maps grow up to their
 //! capacity.
 
