@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle};
+use wb_core::engine::{Backing, Engine, EngineConfig, OpenOptions, VolumeHandle, WritebackPolicy};
 use wb_core::rt::{Access, Config, RuntimeThread, open_device};
 use wb_core::sim::SimRng;
 use wb_core::sync::WaitQueue;
@@ -50,8 +50,7 @@ impl Recorded {
             },
             config: EngineConfig {
                 record_buffers: 8,
-                writeback_start_percent: 20,
-                writeback_stop_percent: 5,
+                policy: WritebackPolicy { start_percent: 20, stop_percent: 5, ..EngineConfig::default().policy },
                 ..EngineConfig::default()
             },
             boot_id: [9; 16],
