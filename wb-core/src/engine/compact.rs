@@ -10,15 +10,16 @@
 //! grown [a block is moved behind the drain's target: the drain ends, and the disk does not have it].
 //!
 //! It is re-logging as of stuck blocks, with the same rules: under the block's lock, only what is still the newest version,
-//! durable before the dirty tail passes the old place. What is live in one step fits into the segments that users leave
-//! free, so a step never waits for the space that it makes. Windows with ranges are left to write-back.
+//! durable before the dirty tail passes the old place. But it never touches the reserve, which is for what has no other
+//! way: where users could not write, a step ends, and a window makes space. Windows with ranges are left to write-back.
 
 use super::Inner;
 use super::config::Shares;
 use super::sweep::Stuck;
-use super::window::WindowLimits;
+use super::window::{Window, WindowLimits};
 use super::writeback::WindowError;
 use crate::env::Env;
+use crate::log::head::Class;
 use crate::types::*;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -59,20 +60,31 @@ impl<E: Env> Inner<E> {
         {
             return Ok(false);
         }
+        let moved = self.move_all(&window).await?;
+        self.relogged().await?;
+        // A drain that wants something of this window wants it where it is now.
+        self.writeback.move_drain(dirty_tail, self.head.newest());
+        if !moved {
+            return Ok(false);
+        }
+        self.reclaim(Some(window.end.next()), None).await?;
+        Ok(true)
+    }
+
+    /// Logs the items anew. False: some cannot be read, or there is no room left for them beside the reserve.
+    async fn move_all(self: &Arc<Self>, window: &Window) -> Result<bool, WindowError> {
         for items in window.items.chunks(self.window_pool.max_len() / BLOCK_BYTES) {
             let batch = self.read_batch(items, 0).await;
             if batch.hopeless || !batch.lost.is_empty() {
                 return Ok(false);
             }
-            self.writeback.moved_blocks.fetch_add(batch.good.len() as u64, Ordering::SeqCst);
             for (item, data) in batch.good {
-                self.relog_one(Stuck { item, data: Some(data) }).await?;
+                if !self.relog_one(Stuck { item, data: Some(data) }, Class::User).await? {
+                    return Ok(false);
+                }
+                self.writeback.moved_blocks.fetch_add(1, Ordering::SeqCst);
             }
         }
-        self.relogged().await?;
-        // A drain that wants something of this window wants it where it is now.
-        self.writeback.move_drain(dirty_tail, self.head.newest());
-        self.reclaim(Some(window.end.next()), None).await?;
         Ok(true)
     }
 }

@@ -7,7 +7,7 @@ use super::writeback::WindowError;
 use crate::env::Env;
 use crate::format::crc32c;
 use crate::index::RangeKind;
-use crate::log::head::Class;
+use crate::log::head::{Class, Full, Reservation};
 use crate::service::ServiceError;
 use crate::sync::{LockMode, StripeRequest};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl<E: Env> Inner<E> {
                 let block = stuck.item.addr.block();
                 tracing::warn!("block {block} cannot be written to the backing device; it stays in the cache");
             }
-            self.relog_one(stuck).await?;
+            self.relog_one(stuck, Class::Internal).await?;
         }
         self.relogged().await
     }
@@ -34,8 +34,9 @@ impl<E: Env> Inner<E> {
         self.commit_to(self.head.newest()).await.map_err(cache_error)
     }
 
-    /// Moves a block, unless it is superseded. Whoever calls commits at the end.
-    pub(super) async fn relog_one(self: &Arc<Self>, stuck: Stuck) -> Result<(), WindowError> {
+    /// Moves a block, unless it is superseded. Whoever calls commits at the end. False: users may not write now, and this
+    /// has to be no better; whoever may use the reserve waits instead.
+    pub(super) async fn relog_one(self: &Arc<Self>, stuck: Stuck, class: Class) -> Result<bool, WindowError> {
         let (addr, slot) = (stuck.item.addr, stuck.item.slot());
         let block = addr.block();
         let exclusive = StripeRequest { volume: addr.volume(), blocks: block..block + 1, mode: LockMode::Exclusive };
@@ -45,11 +46,13 @@ impl<E: Env> Inner<E> {
         if superseded {
             // What came first is ≤ D once the commit that follows is done; a range leaves the entry in the index.
             self.index.set_clean_if(addr, slot);
-            return Ok(());
+            return Ok(true);
         }
         match stuck.data {
             Some(data) => {
-                let mut reservation = self.reserve_internal().await.map_err(cache_error)?;
+                let Some(mut reservation) = self.reserve_one(class).await.map_err(cache_error)? else {
+                    return Ok(false);
+                };
                 reservation.payload_mut(0).copy_from_slice(&data);
                 self.put_payload(&mut reservation, 0, addr, stuck.item.mask(), crc32c(&data));
                 let submit = self.head.publish(reservation);
@@ -60,7 +63,7 @@ impl<E: Env> Inner<E> {
                 self.index.set_clean_if(addr, slot);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Moves poisoned ranges to the head; nothing else can be done with them.
@@ -84,8 +87,14 @@ impl<E: Env> Inner<E> {
         self.commit_to(self.head.newest()).await.map_err(cache_error)
     }
 
-    async fn reserve_internal(self: &Arc<Self>) -> Result<crate::log::head::Reservation, ServiceError> {
-        self.space.wait_until(|| self.try_reserve(1, Class::Internal).transpose()).await
+    /// Waits for a buffer, and for a segment only if it may come out of the reserve.
+    async fn reserve_one(self: &Arc<Self>, class: Class) -> Result<Option<Reservation>, ServiceError> {
+        self.space
+            .wait_until(|| match self.try_reserve(1, class) {
+                Ok(None) if class == Class::User && self.head.room(class) == Err(Full::Segments) => Some(Ok(None)),
+                outcome => outcome.map(|reservation| reservation.map(Some)).transpose(),
+            })
+            .await
     }
 
     async fn relog_range(self: &Arc<Self>, kind: RangeKind, blocks: std::ops::Range<u64>) -> Result<(), ServiceError> {

@@ -5,6 +5,9 @@
 //! * Records are sealed in order, each naming its predecessor's chain value. A record is sealed only when closed and when
 //!   every reservation in it has been published: an entry in a sealed record is final.
 //! * A record lies within one segment. A segment is opened only if it is free, that is outside the live log, and good.
+//! * What was opened out of the reserve is for those who make space alone, to its last block: users write nothing as long
+//!   as less than the reserve is free [each block logged anew opens a segment of the reserve, writers fill the rest of it;
+//!   the reserve is gone before anything is freed, and everybody waits].
 //! * `durable` <= `written` < `next_seq`; `written` is the last record of the unbroken run of completed writes.
 //! * Every sealed record beyond `durable` is in `in_flight`, and so in its buffer: the tail has all that the device may
 //!   not have. When half of the buffers wait for nothing but a flush, one is asked for.
@@ -336,10 +339,13 @@ impl LogHead {
     /// take the room before the caller does.
     pub fn room(&self, class: Class) -> Result<(), Full> {
         let state = self.lock();
+        let (keep_buffers, keep_segments) = self.keeps(class);
+        if state.free_segments < keep_segments {
+            return Err(Full::Segments);
+        }
         if state.open.as_ref().is_some_and(|open| open.payload < open.payload_max) {
             return Ok(());
         }
-        let (keep_buffers, keep_segments) = self.keeps(class);
         if self.tail.buffers().free_largest() <= keep_buffers {
             return Err(Full::Buffers);
         }
@@ -415,6 +421,9 @@ impl LogHead {
         payload: usize,
         submit: &mut Vec<Submit>,
     ) -> Result<(), Full> {
+        if state.free_segments < self.keeps(class).1 {
+            return Err(Full::Segments);
+        }
         if let Some(open) = &state.open {
             if open.payload + payload <= open.payload_max {
                 return Ok(());

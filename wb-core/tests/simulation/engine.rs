@@ -306,6 +306,9 @@ fn hard_seeds_that_failed_once() {
         // A dropped record 5 stood at the end of the log. A repair appended another record 5 in the next segment; two epochs
         // later the dropped one was taken for part of the log again, and the start refused for good.
         2_010_731,
+        // Compaction opened the segments of the reserve block by block, and writers filled the rest of each: nothing was
+        // left for write-back to work with, and all waited for each other.
+        550,
     ];
     run_seeds(&WriteCache(PlantedBug::None), "hard seeds that failed once", story.into_iter());
 }
