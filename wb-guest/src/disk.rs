@@ -75,7 +75,7 @@ impl Disk {
             drive += &format!(",{}", self.drive_options);
         }
         let mut device = format!(
-            "virtio-blk-pci,drive=disk{number},logical_block_size={0},physical_block_size={0}",
+            "virtio-blk-pci,drive=disk{number},request-merging=off,logical_block_size={0},physical_block_size={0}",
             self.sector_bytes
         );
         if let Some(serial) = &self.serial {

@@ -1,6 +1,7 @@
 //! What the kernel counted: /proc/diskstats and /proc/meminfo.
 
 use super::result::DiskWork;
+use crate::model_disk::Counts;
 use anyhow::{Context as _, anyhow, bail};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -26,6 +27,13 @@ fn parse(text: &str, name: &str) -> Option<DiskWork> {
         discards: *fields.get(11)?,
         flushes: *fields.get(15)?,
     })
+}
+
+impl From<&Counts> for DiskWork {
+    fn from(counts: &Counts) -> DiskWork {
+        let Counts { reads, read_bytes, writes, write_bytes, flushes, discards, .. } = *counts;
+        DiskWork { reads, read_bytes, writes, write_bytes, flushes, discards }
+    }
 }
 
 /// The name in /sys/block and /proc/diskstats of a device, links and device-mapper names followed.

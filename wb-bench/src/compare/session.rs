@@ -82,6 +82,9 @@ impl Session<'_> {
         if systems::is_raw(&self.job.system) && !workload.on_raw {
             return Ok(Outcome::NotApplicable("a bare device has no cache".into()));
         }
+        if self.job.system == "raw-ssd" && workload.begins_at() >= self.job.sizes.ssd {
+            return Ok(Outcome::NotApplicable("it goes to a part of the disk that the SSD is too small for".into()));
+        }
         match &workload.preparation {
             Preparation::Continue(before) if self.state_of.as_ref() != Some(before) => {
                 return Ok(Outcome::Failed(format!("'{before}', which it continues, has failed")));
@@ -186,8 +189,11 @@ impl Session<'_> {
         let held = diskstats::memory_held_bytes()?.saturating_sub(self.held_before) as f64 / MIB;
         measured.more.insert("memory_mib".into(), held);
         if let (Some(before), Some(after)) = (before.models, after.models) {
-            measured.ssd_model = serde_json::to_value(after[0].since(&before[0]))?;
-            measured.disk_model = serde_json::to_value(after[1].since(&before[1]))?;
+            let [ssd, disk] = [0, 1].map(|at| after[at].since(&before[at]));
+            // The kernel counts a flush that carries no data as a write, too; the model does not.
+            (measured.ssd, measured.disk) = (DiskWork::from(&ssd), DiskWork::from(&disk));
+            measured.ssd_model = serde_json::to_value(ssd)?;
+            measured.disk_model = serde_json::to_value(disk)?;
         }
         if matches!(workload.kind, Kind::Sqlite { .. } | Kind::Tree { .. }) {
             self.link.tell(Said::Dilate(0.0))?;

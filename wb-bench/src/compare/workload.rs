@@ -112,6 +112,14 @@ impl Workload {
         !matches!(self.kind, Kind::Tree { .. } | Kind::Recovery(_) | Kind::Memory(_))
     }
 
+    /// Where on the device the first byte lies that it accesses.
+    pub fn begins_at(&self) -> u64 {
+        match &self.kind {
+            Kind::Fio(job) | Kind::Recovery(job) | Kind::Memory(job) => job.offset,
+            Kind::Drain { .. } | Kind::Sqlite { .. } | Kind::Tree { .. } => 0,
+        }
+    }
+
     /// What the report says about it.
     pub fn info(&self) -> WorkloadInfo {
         let file = |job: &FioJob| job.file("DEVICE", "LOG");
@@ -249,14 +257,26 @@ pub fn list(scale: Scale, sizes: Sizes) -> Vec<Workload> {
         ..Workload::new("sustained", question, Kind::Fio(job))
     });
 
-    let mut job = FioJob::new("write", disk, s(10, 120));
-    (job.bs, job.iodepth) = (256 << 10, 8);
-    let question = "And how fast is a sequential write then?";
+    let stream = |offset: u64, size: u64, runtime_s: u64| {
+        let job = FioJob::new("write", size, runtime_s);
+        FioJob { bs: 256 << 10, iodepth: 8, offset, ..job }
+    };
+    let question =
+        "And how fast is a sequential write right after that, when the cache is full of dirty random blocks?";
     list.push(Workload {
         preparation: Preparation::Continue("sustained".into()),
         dilation_share: SEQUENTIAL,
         repeated: full,
-        ..Workload::new("seq-write-full", question, Kind::Fio(job))
+        ..Workload::new("seq-on-random", question, Kind::Fio(stream(0, disk, s(10, 120))))
+    });
+
+    let fill = FioJob { io_size: Some(ssd / 4 * 5), ..stream(0, disk / 2, s(60, 300)) };
+    let question = "How fast does a sequential write go on that has filled the cache before?";
+    list.push(Workload {
+        preparation: Preparation::After(fill),
+        dilation_share: SEQUENTIAL,
+        repeated: full,
+        ..Workload::new("seq-write-full", question, Kind::Fio(stream(disk / 2, disk / 2, s(10, 120))))
     });
 
     let mut job = FioJob::new("randwrite", ssd, s(5, 60));

@@ -17,7 +17,7 @@ use super::tail::{self, Before, OwnTail, TailReport};
 use super::writeback::WritebackState;
 use super::{Engine, Inner, Served};
 use crate::env::{Env, PlantedBug};
-use crate::format::{Anchor, BadSegments, Superblock, Volume};
+use crate::format::{Anchor, BadSegments, PROBES_PER_VOLUME, Superblock, Volume};
 use crate::index::{AddressWidths, Index, IndexConfig, IndexError, RangeMap};
 use crate::io::{BufPool, Disk, IoError, PoolClass};
 use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
@@ -27,6 +27,7 @@ use crate::meta::{self, CacheMeta, MetaError};
 use crate::sync::{StripeLocks, Striped, WaitQueue};
 use crate::tail::{Tail, TailError, TailStore};
 use crate::types::*;
+use futures_util::future::join;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
@@ -215,7 +216,10 @@ impl<E: Env> Engine<E> {
                 refused = intake.take(segment).await.err();
             }
         };
-        let mut found = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, take).await?;
+        let scanned = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, take);
+        // The disk seeks while the SSD is walked.
+        let (scanned, probed) = join(scanned, probe_known(&meta, &volume, &options.backing)).await;
+        let mut found = scanned?;
         if let Some(error) = refused {
             return Err(error.into());
         }
@@ -237,7 +241,7 @@ impl<E: Env> Engine<E> {
         if dirty && options.backing.disk.geometry().read_only {
             return Err(AttachError::ReadOnlyDirty { path: options.backing.path }.into());
         }
-        check_probes(&meta, &volume, &options, &index, &ranges).await?;
+        check_probes(&meta, &volume, &options, probed, &index, &ranges)?;
         let (tail, own_tail) = tail::create(env, &options, &meta.superblock, &head_start)?;
         let anchor = settle(env, &meta, &options, &volume, fresh, &found, &head_start, own_tail.as_ref()).await?;
         if let Some(own) = &own_tail {
@@ -315,21 +319,32 @@ fn head_start(
     }
 }
 
+/// The probe blocks as they are now, if the anchor says how they were.
+async fn probe_known<D: Disk>(
+    meta: &CacheMeta,
+    volume: &Volume,
+    backing: &Backing<D>,
+) -> Option<[Result<u32, IoError>; PROBES_PER_VOLUME]> {
+    let known = meta.anchor.probes.iter().any(|set| set.volume == volume.id);
+    if known { Some(attach::probe_each(&*backing.disk, volume).await) } else { None }
+}
+
 /// Compares the probe blocks that nothing dirty in the log will change.
-async fn check_probes<D: Disk>(
+fn check_probes<D>(
     meta: &CacheMeta,
     volume: &Volume,
     options: &OpenOptions<D>,
+    probed: Option<[Result<u32, IoError>; PROBES_PER_VOLUME]>,
     index: &Index,
     ranges: &RangeMap,
 ) -> Result<(), AttachError> {
     let Some(set) = meta.anchor.probes.iter().find(|set| set.volume == volume.id) else { return Ok(()) };
     let path = &options.backing.path;
-    for (crc, block) in set.crcs.iter().zip(attach::probe_blocks(volume)) {
+    let blocks = attach::probe_blocks(volume);
+    for ((crc, block), found) in set.crcs.iter().zip(blocks).zip(probed.into_iter().flatten()) {
         let dirty = index.lookup(BlockAddr::new(volume.id, block)).is_some_and(|entry| entry.dirty)
             || ranges.lookup(block).is_some_and(|piece| piece.dirty);
         let Some(crc) = crc.filter(|_| !dirty) else { continue };
-        let found = attach::probe(&*options.backing.disk, volume, block).await;
         let found = found.map_err(|error| AttachError::Io { path: path.clone(), error })?;
         if found != crc && !options.force {
             return Err(AttachError::Changed { path: path.clone(), block });
