@@ -163,7 +163,12 @@ impl Session<'_> {
 
     fn snapshot(&mut self) -> anyhow::Result<Snapshot> {
         let models = self.link.counts()?;
-        Ok(Snapshot { ssd: diskstats::of(&self.devices.ssd)?, disk: diskstats::of(&self.devices.disk)?, models })
+        let (ssd, disk) = match &models {
+            // The kernel counts a flush without data as a write, too; the models do not.
+            Some([ssd, disk]) => (ssd.into(), disk.into()),
+            None => (diskstats::of(&self.devices.ssd)?, diskstats::of(&self.devices.disk)?),
+        };
+        Ok(Snapshot { ssd, disk, models })
     }
 
     fn measure(&mut self, workload: &Workload) -> anyhow::Result<Measurement> {
@@ -189,11 +194,8 @@ impl Session<'_> {
         let held = diskstats::memory_held_bytes()?.saturating_sub(self.held_before) as f64 / MIB;
         measured.more.insert("memory_mib".into(), held);
         if let (Some(before), Some(after)) = (before.models, after.models) {
-            let [ssd, disk] = [0, 1].map(|at| after[at].since(&before[at]));
-            // The kernel counts a flush that carries no data as a write, too; the model does not.
-            (measured.ssd, measured.disk) = (DiskWork::from(&ssd), DiskWork::from(&disk));
-            measured.ssd_model = serde_json::to_value(ssd)?;
-            measured.disk_model = serde_json::to_value(disk)?;
+            measured.ssd_model = serde_json::to_value(after[0].since(&before[0]))?;
+            measured.disk_model = serde_json::to_value(after[1].since(&before[1]))?;
         }
         if matches!(workload.kind, Kind::Sqlite { .. } | Kind::Tree { .. }) {
             self.link.tell(Said::Dilate(0.0))?;
