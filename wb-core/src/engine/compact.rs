@@ -54,7 +54,7 @@ impl<E: Env> Inner<E> {
             ranges: 1,
             poisoned: 0,
         };
-        let window = self.gather(limits, dirty_tail, Seq(0), durable).await;
+        let window = self.gather(limits, dirty_tail, Seq(0), durable).await?;
         let live = window.items.len();
         if window.end < dirty_tail || !window.ranges.is_empty() || !self.is_sparse(live as u64, window.segments as u64)
         {

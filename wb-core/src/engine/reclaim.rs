@@ -74,7 +74,8 @@ impl<E: Env> Inner<E> {
     }
 
     async fn remove_entries(self: &Arc<Self>, live: &LiveSegment) {
-        let Some(records) = self.records_of(live).await else {
+        // All of it was durable before the dirty tail passed it.
+        let Some(records) = self.records_of(live, Seq(u64::MAX)).await else {
             for (addr, entry) in self.entries_by_sweep(live).await {
                 self.remove_entry(addr, entry.slot);
             }

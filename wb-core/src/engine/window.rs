@@ -5,6 +5,7 @@
 
 use super::Inner;
 use super::ranges::range_kind;
+use super::writeback::WindowError;
 use crate::env::{Env, PlantedBug};
 use crate::format::{EntryKind, RecordDesc, SegmentSummary, crc32c};
 use crate::index::{RangeKind, SweepAction};
@@ -96,11 +97,14 @@ impl Window {
 }
 
 impl<E: Env> Inner<E> {
-    /// The records of a live segment that have been sealed, from memory, its summary, or its headers. `None` if none
-    /// of these can be read.
-    pub(super) async fn records_of(&self, live: &LiveSegment) -> Option<Vec<RecordDesc>> {
+    /// The records of a live segment that have been sealed, from memory, its summary, or its headers; those after
+    /// `last` may be missing, for what is not durable need not be on the device yet. `None` if none of these can be read.
+    pub(super) async fn records_of(&self, live: &LiveSegment, last: Seq) -> Option<Vec<RecordDesc>> {
         if let Some(records) = self.head.records_of_open(live.segment) {
             return Some(records);
+        }
+        if live.first_seq > last {
+            return Some(Vec::new());
         }
         if let Ok(summary) = read_summary(&*self.cache, &self.superblock, live.segment).await
             && summary.first_seq() == live.first_seq
@@ -112,7 +116,8 @@ impl<E: Env> Inner<E> {
         let offset = self.geometry.segment_offset(live.segment);
         let bytes = read_range(&*self.cache, offset, self.geometry.segment_bytes as usize).await.ok()?;
         let (mut records, mut next, mut at) = (Vec::new(), live.first_seq, 0);
-        while at < self.geometry.record_blocks() && live.last_seq.is_none_or(|last| next <= last) {
+        let last = live.last_seq.map_or(last, |end| end.min(last));
+        while at < self.geometry.record_blocks() && next <= last {
             let header = header_at(&bytes, &self.superblock, live.segment, at).ok()?;
             if header.seq != next {
                 return None;
@@ -171,18 +176,19 @@ impl<E: Env> Inner<E> {
         from: Seq,
         to: Seq,
         durable: (Seq, LogPos),
-    ) -> Window {
+    ) -> Result<Window, WindowError> {
         let mut window =
             Window { items: Vec::new(), ranges: Vec::new(), end: Seq(from.0 - 1), segments: 0, poisoned: 0 };
         let mut closed = self.head.segments_from(from, limits.segments);
         let open = closed.pop_if(|live| live.last_seq.is_none());
         let blocks = self.geometry.segment_blocks() as usize;
         window.items.reserve_exact(limits.items.min((closed.len() + 1) * blocks));
-        let mut reads =
-            stream::iter(&closed).map(|live| async move { (live, self.records_of(live).await) }).buffered(GATHER_READS);
+        let mut reads = stream::iter(&closed)
+            .map(|live| async move { (live, self.records_of(live, durable.0).await) })
+            .buffered(GATHER_READS);
         let mut full = false;
         while let Some((live, records)) = reads.next().await {
-            self.gather_segment(live, records, from, durable, &mut window).await;
+            self.gather_segment(live, records, from, durable, &mut window).await?;
             full = !self.has_room(&limits, &mut window).await;
             if full {
                 break;
@@ -194,12 +200,12 @@ impl<E: Env> Inner<E> {
         // It may have been closed meanwhile: what counts is how it is now.
         let now = wanted.and_then(|live| self.head.segments_from(live.first_seq, 1).pop());
         if let Some(live) = now {
-            let records = self.records_of(&live).await;
-            self.gather_segment(&live, records, from, durable, &mut window).await;
+            let records = self.records_of(&live, durable.0).await;
+            self.gather_segment(&live, records, from, durable, &mut window).await?;
         }
         self.put_in_order(&mut window).await;
         self.drop_covered(&mut window);
-        window
+        Ok(window)
     }
 
     async fn gather_segment(
@@ -209,7 +215,7 @@ impl<E: Env> Inner<E> {
         from: Seq,
         durable: (Seq, LogPos),
         window: &mut Window,
-    ) {
+    ) -> Result<(), WindowError> {
         window.segments += 1;
         let Some(records) = records else { return self.gather_unreadable(live, durable, window).await };
         // A record that a repair put in place of lost ones stands for all numbers up to the next.
@@ -219,6 +225,7 @@ impl<E: Env> Inner<E> {
             self.gather_record(live, record, durable, window);
             window.end = window.end.max(last.min(durable.0));
         }
+        Ok(())
     }
 
     /// Whether another segment fits.
@@ -273,25 +280,37 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn gather_unreadable(self: &Arc<Self>, live: &LiveSegment, durable: (Seq, LogPos), window: &mut Window) {
+    /// By the index, which has the newest versions alone: what it has that is not durable yet waits for a later window,
+    /// and what that superseded here is gone from it, so that it has to become durable before this window counts.
+    async fn gather_unreadable(
+        self: &Arc<Self>,
+        live: &LiveSegment,
+        durable: (Seq, LogPos),
+        window: &mut Window,
+    ) -> Result<(), WindowError> {
         tracing::error!("segment {}: neither summary nor headers can be read; using the index", live.segment);
         for (addr, entry) in self.entries_by_sweep(live).await {
             let (_, block) = self.geometry.slot_parts(entry.slot);
             let crc = self.index.crcs().map(|crcs| crcs.get(entry.slot));
             let pos = LogPos(live.pos.0 + u64::from(block));
-            self.gather_payload(Item::new(addr, entry.slot, entry.mask, crc), pos, durable, window);
+            if pos < durable.1 {
+                self.gather_payload(Item::new(addr, entry.slot, entry.mask, crc), pos, durable, window);
+            }
         }
         let pieces: Vec<_> = {
             let ranges = self.served.ranges.lock().expect("not poisoned");
             ranges.overlaps(0..1 << BLOCK_NUMBER_BITS).filter(|(_, piece)| piece.segment == live.segment).collect()
         };
-        for (blocks, piece) in pieces.into_iter().filter(|(_, piece)| piece.dirty) {
+        for (blocks, piece) in pieces.into_iter().filter(|(_, piece)| piece.dirty && piece.seq <= durable.0) {
             self.push_range(RangeItem { blocks, kind: piece.kind, pos: piece.pos }, window);
         }
         window.ranges.sort_by_key(|range| range.pos);
+        let committed = self.commit_to(self.head.newest()).await;
+        committed.map_err(|_| WindowError::Cache("group commit failed".into()))?;
         if let Some(last) = live.last_seq {
             window.end = window.end.max(last.min(durable.0));
         }
+        Ok(())
     }
 
     fn push_range(&self, range: RangeItem, window: &mut Window) {

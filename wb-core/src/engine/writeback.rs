@@ -284,7 +284,7 @@ impl<E: Env> Inner<E> {
         self.writeback.progress.prepare(expected, self.env.now_ns());
         let durable = self.head.durable();
         let to = Seq(self.writeback.drain_to.load(Ordering::SeqCst));
-        let window = self.gather(self.window_limits(), dirty_tail, to, durable).await;
+        let window = self.gather(self.window_limits(), dirty_tail, to, durable).await?;
         if window.end < dirty_tail {
             return Ok(());
         }
