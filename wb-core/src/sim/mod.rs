@@ -6,6 +6,7 @@
 //! volatile   what a power cut leaves                             medium   sparse content
 //! tails      memory that outlives a process
 //! workload   the plan of a run                                   scenario runs a plan against a system under test
+//! life       a life from start to stop: what clients do, what is checked
 //! offline    damage at rest and offline tools, between two lives
 //! costed     devices that cost what real ones cost, for measuring in virtual time
 //! small      every power cut of a short run, every subset of what was not durable
@@ -19,6 +20,7 @@ mod env;
 pub mod executor;
 mod fault;
 mod handle;
+mod life;
 mod medium;
 pub mod model;
 pub mod offline;

@@ -3,8 +3,9 @@
 use super::Medium;
 use super::executor::Stop;
 use super::fault::FaultPlan;
+use super::life::{Life, live, name_silent_losses};
 use super::model::Crash;
-use super::scenario::{Life, System, World, live, name_silent_losses};
+use super::scenario::{System, World};
 use super::workload::Hardship;
 use std::ops::Range;
 

@@ -2,10 +2,11 @@
 //! the writes that were not durable then, up to a bound.
 
 use super::executor::{BreakAt, Stop};
+use super::life::{Life, live};
 use super::medium::Medium;
 use super::model::{Crash, Model};
 use super::rng::SimRng;
-use super::scenario::{Life, System, World, live};
+use super::scenario::{System, World};
 use super::volatile::Snapshot;
 use super::workload::{Hardship, Plan};
 

@@ -11,7 +11,7 @@ use wb_core::io::IoError;
 use wb_core::meta::{self, FormatOptions};
 use wb_core::service::{BlockService, ServiceError};
 use wb_core::sim::{
-    BreakAt, Counters, DeviceConfig, FaultPlan, Medium, NthFault, OpKind, Sim, SimDevice, SimEnv, Stop,
+    BreakAt, Counters, DeviceConfig, FaultPlan, Latency, Medium, NthFault, OpKind, Sim, SimDevice, SimEnv, Stop,
 };
 use wb_core::types::*;
 
@@ -281,6 +281,39 @@ fn l13_an_idle_device_with_periodic_flushes_writes_nothing() {
         (writes(before, device.counters()), device.counters().flushes - before.flushes)
     });
     assert_eq!(cost, Ok(((0, 0), 0)));
+}
+
+/// A segment is closed while a window's group commit goes on: its summary and its last record are on their way when the
+/// window looks for its records. What is beyond D is left for later, and not taken from slots that do not have it yet.
+#[test]
+fn a_segment_closed_while_a_window_begins_is_taken_up_to_d() {
+    let mut bench = Bench::new(4 << 20);
+    bench.config.verify_reads = false; // a checksum would notice
+    bench.config.policy.start_percent = 1;
+    bench.config.policy.stop_percent = 0;
+    let plan = |write_ns, flush_ns| FaultPlan {
+        latency: Latency { write_ns: write_ns..write_ns + 1, flush_ns: flush_ns..flush_ns + 1, ..Latency::default() },
+        ..FaultPlan::default()
+    };
+    let cache = bench.cache.clone();
+    let work = move |engine: Engine<SimEnv>, env: SimEnv| async move {
+        cache.set_plan(plan(10_000, 5_000_000));
+        put(&engine, 0, 5, 1).await; // opens a segment: enough for a window to begin
+        env.sleep(1_000_000).await; // record 1 is written and waits for its flush
+        cache.set_plan(plan(100_000_000, 100_000));
+        put(&engine, 100, 8, 2).await; // record 2 fills the segment
+        env.sleep(20_000_000).await; // the window ends, and record 2 is still on its way
+        let early = engine.status().dirty_bytes / 4096;
+        cache.set_plan(FaultPlan::default());
+        engine.drain().await.expect("drains");
+        early
+    };
+    let early = bench.life(work).expect("starts");
+    assert_eq!(early, 8, "record 1 has been written back, record 2 has not");
+    let image = bench.backing.view().image(4 << 20);
+    let at = |block: usize| image[block * 4096];
+    assert_eq!((0..5).map(at).collect::<Vec<_>>(), [1; 5]);
+    assert_eq!((100..108).map(at).collect::<Vec<_>>(), [2; 8]);
 }
 
 /// The first attach is cut off between the two copies of the volume table: the next start completes the pair, so that
