@@ -277,11 +277,11 @@ impl<E: Env> Inner<E> {
         committed.map_err(|_| WindowError::Cache("group commit failed".into()))?;
         let (_, dirty_tail) = self.anchors.tails();
         let draining = dirty_tail.0 <= self.writeback.drain_to.load(Ordering::SeqCst);
+        let expected = self.index.dirty_len().min(self.window_limits().items as u64);
+        self.writeback.progress.prepare(expected, self.env.now_ns());
         if !draining && self.may_compact() && self.compact().await? {
             return Ok(());
         }
-        let expected = self.index.dirty_len().min(self.window_limits().items as u64);
-        self.writeback.progress.prepare(expected, self.env.now_ns());
         let durable = self.head.durable();
         let to = Seq(self.writeback.drain_to.load(Ordering::SeqCst));
         let window = self.gather(self.window_limits(), dirty_tail, to, durable).await;
@@ -390,6 +390,7 @@ impl<E: Env> Inner<E> {
     pub(super) async fn stop_maintenance(&self) {
         self.writeback.stop.store(true, Ordering::SeqCst);
         self.writeback.event.notify_all();
+        self.space.notify_all();
         self.writeback.event.wait_until(|| self.writeback.stopped.load(Ordering::SeqCst).then_some(())).await;
     }
 }
