@@ -1,7 +1,9 @@
 //! Admission: how fast writers may use up what is left of the ring while a window is written back.
 //!
-//! A large window frees nothing before its end, so what is free must last until then. The rate is what is left ÷ the
-//! expected time to the window's end, computed anew all the time: a wrong expectation bends the rate and stops nobody.
+//! A window frees nothing before its end, and then perhaps little: a segment becomes free when the last zone is written that
+//! it has dirty blocks in. So it is foreseen how far the dirty tail gets with each part of the disk, and the rate is the one
+//! at which what is left and what becomes free lasts at any time. It is computed anew all the time: a wrong expectation
+//! bends the rate and stops nobody.
 //! While much is left, writers are not slowed down at all, and pass with one relaxed load; from [`Shares::pace_segments`]
 //! on the rate falls without a step.
 //!
@@ -11,7 +13,9 @@
 
 use super::Inner;
 use super::config::Shares;
+use super::window::Step;
 use crate::env::Env;
+use crate::types::*;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,16 +55,52 @@ impl Line {
     }
 }
 
+/// What becomes free, and when.
+#[derive(Default)]
+struct Course {
+    /// Dirty blocks outside the window.
+    behind: u64,
+    /// Log position of the dirty tail.
+    tail: LogPos,
+    steps: Vec<Step>,
+}
+
+impl Course {
+    /// Blocks per ns at which `left` blocks and what becomes free always suffice, if the window still takes `left_ns`
+    /// and each block behind it `item_ns`.
+    fn rate(&self, left: f64, left_ns: f64, item_ns: f64) -> f64 {
+        let mut rate = f64::INFINITY;
+        let mut room = left;
+        for step in &self.steps {
+            let after_ns = left_ns + step.ahead * self.behind as f64 * item_ns;
+            rate = rate.min(room / after_ns.max(LEFT_NS_MIN));
+            room = left + step.pos.0.saturating_sub(self.tail.0) as f64;
+        }
+        if self.steps.is_empty() { left / left_ns.max(LEFT_NS_MIN) } else { rate }
+    }
+}
+
 /// See the head of this file.
 #[derive(Default)]
 pub(super) struct Admission {
     paced: AtomicBool,
     line: Mutex<Line>,
+    course: Mutex<Course>,
 }
 
 impl Admission {
     fn with<R>(&self, change: impl FnOnce(&mut Line) -> R) -> R {
         change(&mut self.line.lock().expect("not poisoned"))
+    }
+
+    /// What the window that begins at `tail` and those behind it will free.
+    pub fn foresee(&self, behind: u64, tail: LogPos, steps: Vec<Step>) {
+        *self.course.lock().expect("not poisoned") = Course { behind, tail, steps };
+    }
+
+    /// The dirty tail has moved.
+    pub fn tail_is_at(&self, pos: LogPos) {
+        self.course.lock().expect("not poisoned").tail = pos;
     }
 
     /// Writers are being slowed down.
@@ -116,7 +156,7 @@ impl Admission {
 
 impl<E: Env> Inner<E> {
     /// Blocks that users may still write before something has to be freed that is not written back yet.
-    fn blocks_left(&self) -> u64 {
+    pub(super) fn blocks_left(&self) -> u64 {
         let shares = Shares::of(&self.geometry);
         let (_, dirty_tail) = self.anchors.tails();
         let (_, usable) = self.head.free_segments();
@@ -136,7 +176,8 @@ impl<E: Env> Inner<E> {
         if left >= full {
             return None;
         }
-        let lasting = left as f64 / (left_ns.max(LEFT_NS_MIN) / 1e9);
+        let item_ns = self.writeback.progress.item_ns().unwrap_or(0.0);
+        let lasting = 1e9 * self.admission.course.lock().expect("not poisoned").rate(left as f64, left_ns, item_ns);
         // Without a step where it begins.
         Some((lasting / (1.0 - left as f64 / full as f64)).max(PACE_MIN))
     }

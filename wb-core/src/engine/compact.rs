@@ -43,6 +43,25 @@ impl<E: Env> Inner<E> {
         live * 100 < segments * u64::from(self.geometry.record_blocks()) * u64::from(self.config.compact_percent)
     }
 
+    /// Compacts as long as space is short, and not for long: the disk idles meanwhile. True: some was made.
+    pub(super) async fn make_space(self: &Arc<Self>) -> Result<bool, WindowError> {
+        let (_, dirty_tail) = self.anchors.tails();
+        if dirty_tail.0 <= self.writeback.drain_to.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
+        let most = u64::from(Shares::of(&self.geometry).pace_segments) * u64::from(self.geometry.record_blocks());
+        let from = self.head.count_from(dirty_tail);
+        let enough = from.saturating_sub((self.geometry.segments as usize / 8).max(1));
+        let mut made = false;
+        while self.blocks_left() < most && self.head.count_from(self.anchors.tails().1) > enough && self.may_compact() {
+            if self.writeback.is_stopping() || !self.compact().await? {
+                break;
+            }
+            made = true;
+        }
+        Ok(made)
+    }
+
     /// One step. False: the oldest segments have too much that is live, or ranges, or a block that cannot be read.
     pub(super) async fn compact(self: &Arc<Self>) -> Result<bool, WindowError> {
         let shares = Shares::of(&self.geometry);
@@ -53,6 +72,7 @@ impl<E: Env> Inner<E> {
             items: (shares.reserve_segments as usize - 1) * self.geometry.record_blocks() as usize,
             ranges: 1,
             poisoned: 0,
+            zone: None,
         };
         let window = self.gather(limits, dirty_tail, Seq(0), durable).await?;
         let live = window.items.len();

@@ -51,7 +51,7 @@ impl Default for EngineConfig {
                 read_latency_ns: None,
                 quiet: None,
             },
-            compact_percent: 65,
+            compact_percent: 50,
             writeback_depth: 32,
             range_pieces: 1 << 16,
             index_shards: 16,

@@ -48,6 +48,9 @@ impl<E: Env> Inner<E> {
             }
         };
         self.anchor_tails(tails, probes).await.map_err(|error| WindowError::Cache(error.to_string()))?;
+        if let Some(live) = self.head.segments_from(dirty_tail, 1).first() {
+            self.admission.tail_is_at(live.pos);
+        }
         for live in freed {
             self.segments.set_pos(live.segment, LogPos(0));
             self.head.free_oldest(live.segment);

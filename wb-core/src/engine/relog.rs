@@ -87,11 +87,17 @@ impl<E: Env> Inner<E> {
         self.commit_to(self.head.newest()).await.map_err(cache_error)
     }
 
-    /// Waits for a buffer, and for a segment only if it may come out of the reserve.
+    /// Waits for a buffer, and for a segment only if it may come out of the reserve or is about to be reclaimed.
     async fn reserve_one(self: &Arc<Self>, class: Class) -> Result<Option<Reservation>, ServiceError> {
         self.space
             .wait_until(|| match self.try_reserve(1, class) {
-                Ok(None) if class == Class::User && self.head.room(class) == Err(Full::Segments) => Some(Ok(None)),
+                Ok(None) if class == Class::User && self.head.room(class) == Err(Full::Segments) => {
+                    if self.writeback.is_stopping() || !self.has_reclaimable() {
+                        return Some(Ok(None));
+                    }
+                    self.want_space();
+                    None
+                }
                 outcome => outcome.map(|reservation| reservation.map(Some)).transpose(),
             })
             .await

@@ -26,6 +26,8 @@ use std::task::Poll;
 
 /// Longest write to the backing device.
 const BACKING_WRITE_BYTES_MAX: usize = 1 << 20;
+/// Blocks of the first batch of a window; each further one has twice as many, so that the disk does not wait for long.
+const FIRST_BATCH: usize = 512;
 /// Writes in flight where nothing presses.
 const GENTLE_DEPTH: usize = 4;
 /// Single tries for a block whose only copy cannot be read, and the pause before the second, which then doubles.
@@ -88,7 +90,9 @@ impl<E: Env> Inner<E> {
         items: &[Item],
         limits: StuckLimits,
     ) -> Result<Vec<Stuck>, WindowError> {
-        let mut batches = items.chunks(self.window_pool.max_len() / BLOCK_BYTES);
+        let mut rest = items;
+        let batch_max = self.window_pool.max_len() / BLOCK_BYTES;
+        let mut batch = FIRST_BATCH.min(batch_max);
         let mut reading = None;
         let mut ready: VecDeque<Run> = VecDeque::new();
         let mut writing = FuturesUnordered::new();
@@ -101,8 +105,11 @@ impl<E: Env> Inner<E> {
                 given_up = Some(WindowError::Stopped);
             }
             if given_up.is_none() {
-                if reading.is_none() {
-                    reading = batches.next().map(|batch| Box::pin(self.read_batch(batch, limits.lost)));
+                if reading.is_none() && !rest.is_empty() {
+                    let next;
+                    (next, rest) = rest.split_at(batch.min(rest.len()));
+                    batch = (2 * batch).min(batch_max);
+                    reading = Some(Box::pin(self.read_batch(next, limits.lost)));
                 }
                 while let Some(due_ns) = self.may_write(writing.len(), next_ns) {
                     let now_ns = self.env.now_ns();

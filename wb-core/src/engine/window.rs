@@ -1,4 +1,5 @@
-//! What a write-back window has to do: the newest durable version of every block in a stretch of the log.
+//! What a write-back window has to do: the newest durable version of every block in a stretch of the log, or of those of
+//! them that lie in a zone of the backing device.
 //!
 //! Only records ≤ D count, for superseding and for writing back: a version is dropped only if what superseded it is
 //! durable [v1 flushed, v2 not: window drops v1, tail passes, power fails, both gone].
@@ -70,9 +71,26 @@ pub(super) struct WindowLimits {
     pub ranges: usize,
     /// Poisoned blocks: each is logged anew, one by one, before anything is freed.
     pub poisoned: u64,
+    /// Of the stretch only this; `None`: all.
+    pub zone: Option<Zone>,
 }
 
-/// A stretch of the log to be written back: all of it from the dirty tail up to `end`.
+/// A part of the backing device: from a block on as far as there are so many blocks to be written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Zone {
+    pub start: u64,
+    pub items: usize,
+}
+
+/// A segment of a window.
+struct Stretch {
+    first_seq: Seq,
+    pos: LogPos,
+    /// Blocks from the start of the zone on, round the device, that have to be written back until all of the segment is.
+    reach: u64,
+}
+
+/// A stretch of the log to be written back, from the dirty tail up to `end`: all of it, or what lies in a zone.
 pub(super) struct Window {
     /// By address; each block once.
     pub items: Vec<Item>,
@@ -82,10 +100,52 @@ pub(super) struct Window {
     pub end: Seq,
     /// Segments that it has records of.
     pub segments: usize,
+    /// Blocks of the zone.
+    pub blocks: Range<u64>,
+    stretches: Vec<Stretch>,
     poisoned: u64,
 }
 
+/// How far the dirty tail gets, and when.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Step {
+    /// Share of the device outside the zone that is to be written back before.
+    pub ahead: f64,
+    /// Log position of the tail then.
+    pub pos: LogPos,
+}
+
+/// Parts of the device for which it is foreseen how far the tail gets.
+const STEPS: u64 = 32;
+
 impl Window {
+    /// The dirty tail when all that the window has is on the backing device.
+    pub fn tail_after(&self) -> Seq {
+        let zone = self.blocks.end - self.blocks.start;
+        let kept = self.stretches.iter().find(|stretch| stretch.reach > zone);
+        kept.map_or(self.end.next(), |kept| kept.first_seq.min(self.end.next()))
+    }
+    /// Log position where the window begins.
+    pub fn pos(&self) -> LogPos {
+        self.stretches.first().map_or(LogPos(0), |first| first.pos)
+    }
+    /// The course of the dirty tail while this zone and those behind it are written back, round the device.
+    pub fn foresee(&self, device_blocks: u64, segment_blocks: u64) -> Vec<Step> {
+        let zone = self.blocks.end - self.blocks.start;
+        let rest = device_blocks.saturating_sub(zone).max(1);
+        let mut steps: Vec<Step> = Vec::new();
+        let (mut part, mut pos) = (0, self.pos());
+        for stretch in &self.stretches {
+            let needs = (stretch.reach.saturating_sub(zone) * STEPS).div_ceil(rest).min(STEPS);
+            if needs > part {
+                steps.push(Step { ahead: part as f64 / STEPS as f64, pos });
+                part = needs;
+            }
+            pos = LogPos(stretch.pos.0 + segment_blocks);
+        }
+        steps.push(Step { ahead: part as f64 / STEPS as f64, pos });
+        steps
+    }
     /// Where an address is among the items, once they are in order.
     fn position(&self, addr: BlockAddr) -> usize {
         self.items.partition_point(|item| item.addr < addr)
@@ -177,8 +237,16 @@ impl<E: Env> Inner<E> {
         to: Seq,
         durable: (Seq, LogPos),
     ) -> Result<Window, WindowError> {
-        let mut window =
-            Window { items: Vec::new(), ranges: Vec::new(), end: Seq(from.0 - 1), segments: 0, poisoned: 0 };
+        let start = limits.zone.map_or(0, |zone| zone.start);
+        let mut window = Window {
+            items: Vec::new(),
+            ranges: Vec::new(),
+            end: Seq(from.0 - 1),
+            segments: 0,
+            blocks: start..self.device_blocks(),
+            stretches: Vec::new(),
+            poisoned: 0,
+        };
         let mut closed = self.head.segments_from(from, limits.segments);
         let open = closed.pop_if(|live| live.last_seq.is_none());
         let blocks = self.geometry.segment_blocks() as usize;
@@ -204,8 +272,24 @@ impl<E: Env> Inner<E> {
             self.gather_segment(&live, records, from, durable, &mut window).await?;
         }
         self.put_in_order(&mut window).await;
+        if let Some(zone) = limits.zone {
+            Self::cut(&mut window, zone.items);
+        }
         self.drop_covered(&mut window);
         Ok(window)
+    }
+
+    /// Blocks of the volume.
+    pub(super) fn device_blocks(&self) -> u64 {
+        self.served.volume.size_bytes.div_ceil(BLOCK_BYTES_U64)
+    }
+
+    /// Ends the zone where it has so many items. They are in order.
+    fn cut(window: &mut Window, items: usize) {
+        if let Some(first) = window.items.get(items) {
+            window.blocks.end = first.addr.block();
+            window.items.truncate(items);
+        }
     }
 
     async fn gather_segment(
@@ -217,6 +301,7 @@ impl<E: Env> Inner<E> {
         window: &mut Window,
     ) -> Result<(), WindowError> {
         window.segments += 1;
+        window.stretches.push(Stretch { first_seq: live.first_seq, pos: live.pos, reach: 0 });
         let Some(records) = records else { return self.gather_unreadable(live, durable, window).await };
         // A record that a repair put in place of lost ones stands for all numbers up to the next.
         let ends = records.iter().skip(1).map(|next| Seq(next.seq.0 - 1)).chain([live.last_seq.unwrap_or(durable.0)]);
@@ -233,6 +318,9 @@ impl<E: Env> Inner<E> {
         let blocks = self.geometry.segment_blocks() as usize;
         if window.items.len() + blocks > limits.items {
             self.put_in_order(window).await;
+            if let Some(zone) = limits.zone {
+                Self::cut(window, zone.items);
+            }
         }
         // Half a segment's worth of room would mean to sort for every further segment.
         window.items.len() + blocks <= limits.items
@@ -365,7 +453,14 @@ impl<E: Env> Inner<E> {
             self.index.set_clean_if(item.addr, slot);
             return;
         }
-        window.items.push(item);
+        // Round the device from the start of the zone.
+        let (block, start) = (item.addr.block(), window.blocks.start);
+        let distance = if block >= start { block - start } else { block + self.device_blocks() - start };
+        let stretch = window.stretches.last_mut().expect("the segment of the item");
+        stretch.reach = stretch.reach.max(distance + 1);
+        if window.blocks.contains(&block) {
+            window.items.push(item);
+        }
     }
 
     /// True if something newer than an item of a window has become durable since it was gathered: then it need not be

@@ -5,10 +5,14 @@
 //! tails in both slots. One window at a time and each block once in it: at most one backing write per block is in flight
 //! [v1 of window 1 lands after v2 of window 2].
 //!
-//! A window is a prefix of the dirty log, without a gap: nothing younger than it is on the disk before it is done. So its
-//! ranges may be applied whole, and what a window broken off has written already is written again from the log. Its size
-//! changes nothing of that. It is as large as memory and the free part of the ring permit: the more dirty blocks there
-//! are per track of the disk, the less each costs, and the more often a block is written once for many writes.
+//! A window takes a zone of the disk: of all that is dirty, wherever it is in the log, what lies there. Zone after zone the
+//! disk is swept round and round. The more dirty blocks there are per track, the less each costs, and the whole ring may
+//! hold them; the tail follows zone by zone: it passes a segment when nothing in it is newest, durable and dirty any more.
+//!
+//! While a range is dirty, or a block stuck, a window is a prefix of the log instead, without a gap, and nothing younger than
+//! it is on the disk before it is done: so its ranges may be applied whole [a neighbour written early is destroyed by an
+//! older discard], and it frees more than what it has to log anew. What a window broken off has written already is
+//! written again from the log, in either case.
 //!
 //! Reclaim runs beside it, for a window of a large cache takes minutes: it touches segments before the dirty tail only,
 //! the window those behind it. Anchors and reclaims take turns.
@@ -17,11 +21,11 @@ use super::Inner;
 use super::config::Shares;
 use super::counters::count;
 use super::governor::Governor;
-use super::policy::{PolicyState, WritebackPolicy};
+use super::policy::{PolicyState, Why, WritebackPolicy};
 use super::progress::Progress;
 use super::refused::Refused;
 use super::sweep::{Stuck, StuckLimits};
-use super::window::{Item, RangeItem, Window, WindowLimits};
+use super::window::{Item, RangeItem, Window, WindowLimits, Zone};
 use crate::env::{Env, PlantedBug};
 use crate::index::RangeKind;
 use crate::io::Disk;
@@ -36,6 +40,14 @@ use std::sync::{Arc, Mutex};
 
 /// Blocks marked clean without letting others run.
 const CLEANED_AT_ONCE: usize = 4096;
+/// Zones of the disk, where nothing but more space is wanted: each moves the tail, and costs a FLUSH.
+const ZONES: u64 = 16;
+/// A zone that is a third of what is dirty or less takes so long at least.
+const ZONE_NS_MIN: f64 = 2e9;
+/// Segments' worth of blocks in a zone, at least.
+const ZONE_SEGMENTS_MIN: usize = 4;
+/// Segments that are looked through for a zone, in list lengths.
+const ZONE_LOG_LISTS: usize = 16;
 /// A look at the clock.
 const TICK_NS: u64 = 1_000_000_000;
 /// First and longest pause after a window that failed.
@@ -65,6 +77,10 @@ pub(super) struct WritebackState {
     pub progress: Progress,
     /// Segments of the next window, at most. Small after one of which too much failed.
     segments_max: AtomicUsize,
+    /// Block where the next zone begins.
+    cursor: AtomicU64,
+    /// Something could not be written: prefixes of the log until nothing is stuck.
+    stuck: AtomicBool,
 }
 
 impl WritebackState {
@@ -88,6 +104,8 @@ impl WritebackState {
             sweeping: AsyncLock::new(),
             progress: Progress::default(),
             segments_max: AtomicUsize::new(usize::MAX),
+            cursor: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
         }
     }
 
@@ -252,49 +270,115 @@ impl<E: Env> Inner<E> {
 
     /// Memory of a window's list of items, at most.
     pub(super) fn window_bytes_max(&self) -> u64 {
-        let limits = self.window_limits();
-        let blocks = self.geometry.segment_blocks() as usize;
-        let most = (Shares::of(&self.geometry).window_segments_max as usize + 1) * blocks;
-        (limits.items.min(most) * size_of::<Item>()) as u64
+        let most = (self.geometry.segments as usize + 1) * self.geometry.segment_blocks() as usize;
+        (self.list_items().min(most) * size_of::<Item>()) as u64
     }
 
-    /// How much a window may take now.
+    /// Items of a window's list, at most.
+    fn list_items(&self) -> usize {
+        let blocks = self.geometry.segment_blocks() as usize;
+        (self.config.writeback_bytes / size_of::<Item>()).max(2 * blocks)
+    }
+
+    /// How much a window may take now: a zone, or a prefix of the log.
     fn window_limits(&self) -> WindowLimits {
         let blocks = self.geometry.segment_blocks() as usize;
-        let items = (self.config.writeback_bytes / size_of::<Item>()).max(blocks);
-        let cap = self.writeback.segments_max.load(Ordering::SeqCst);
-        let shares = Shares::of(&self.geometry);
-        WindowLimits {
-            segments: (shares.window_segments_max as usize).min(cap).min(4 * items.div_ceil(blocks)).max(1),
+        let items = self.list_items();
+        let limits = WindowLimits {
+            segments: ZONE_LOG_LISTS * items.div_ceil(blocks),
             items,
             ranges: self.config.range_pieces,
             poisoned: self.stuck_max() as u64,
+            zone: None,
+        };
+        let ranges_wait = self.served.range_pieces.load(Ordering::SeqCst) > 0
+            && self.served.ranges.lock().expect("not poisoned").dirty_blocks() > 0;
+        if ranges_wait || self.writeback.stuck.load(Ordering::SeqCst) {
+            let cap = self.writeback.segments_max.load(Ordering::SeqCst);
+            let most = Shares::of(&self.geometry).window_segments_max as usize;
+            return WindowLimits { segments: most.min(cap).min(4 * items.div_ceil(blocks)).max(1), ..limits };
         }
+        let most = items - blocks;
+        let wanted = match self.why() {
+            Why::Drain | Why::Burst => most,
+            _ => {
+                let lasting = self.writeback.progress.item_ns().map_or(0.0, |item_ns| ZONE_NS_MIN / item_ns) as usize;
+                let dirty = self.index.dirty_len() as usize;
+                dirty.div_ceil(ZONES as usize).max(lasting.min(dirty / 3)).max(ZONE_SEGMENTS_MIN * blocks).min(most)
+            }
+        };
+        let zone = Zone { start: self.writeback.cursor.load(Ordering::SeqCst), items: wanted };
+        WindowLimits { items: (2 * wanted).max(wanted + blocks).min(items), zone: Some(zone), ..limits }
+    }
+
+    async fn commit_all(self: &Arc<Self>) -> Result<(), WindowError> {
+        let committed = self.commit_to(self.head.newest()).await;
+        committed.map_err(|_| WindowError::Cache("group commit failed".into()))
     }
 
     async fn write_back_window(self: &Arc<Self>) -> Result<(), WindowError> {
-        let committed = self.commit_to(self.head.newest()).await;
-        committed.map_err(|_| WindowError::Cache("group commit failed".into()))?;
-        let (_, dirty_tail) = self.anchors.tails();
-        let draining = dirty_tail.0 <= self.writeback.drain_to.load(Ordering::SeqCst);
-        if !draining && self.may_compact() && self.compact().await? {
-            return Ok(());
+        let expected = self.window_limits();
+        let expected = expected.zone.map_or(expected.items, |zone| zone.items) as u64;
+        self.writeback.progress.prepare(self.index.dirty_len().min(expected), self.env.now_ns());
+        self.commit_all().await?;
+        if self.make_space().await? {
+            self.commit_all().await?;
         }
-        let expected = self.index.dirty_len().min(self.window_limits().items as u64);
-        self.writeback.progress.prepare(expected, self.env.now_ns());
+        let (_, dirty_tail) = self.anchors.tails();
         let durable = self.head.durable();
+        // A range that is durable is in the map by now.
+        let limits = self.window_limits();
         let to = Seq(self.writeback.drain_to.load(Ordering::SeqCst));
-        let window = self.gather(self.window_limits(), dirty_tail, to, durable).await?;
+        let window = self.gather(limits, dirty_tail, to, durable).await?;
         if window.end < dirty_tail {
             return Ok(());
         }
+        if limits.zone.is_some() && !window.ranges.is_empty() {
+            self.writeback.stuck.store(true, Ordering::SeqCst);
+            return Ok(());
+        }
         self.writeback.progress.begin(window.items.len() as u64, self.env.now_ns());
+        self.admission.foresee(
+            self.index.dirty_len().saturating_sub(window.items.len() as u64),
+            window.pos(),
+            window.foresee(self.device_blocks(), self.geometry.segment_blocks().into()),
+        );
         self.writeback.event.notify_all(); // writers may have to be slowed down
-        let stuck = match self.write_window(&window).await {
+        match limits.zone {
+            Some(_) => self.write_zone(&window, dirty_tail).await,
+            None => self.write_prefix(&window).await,
+        }
+    }
+
+    /// A part of the disk.
+    async fn write_zone(self: &Arc<Self>, window: &Window, dirty_tail: Seq) -> Result<(), WindowError> {
+        let stuck = match self.write_window(window).await {
+            Err(WindowError::TooLarge(_)) => {
+                self.writeback.stuck.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
+            result => result?,
+        };
+        // They stay where they are: a prefix of the log takes them next, which frees space for what it logs anew.
+        self.writeback.stuck.store(!stuck.is_empty(), Ordering::SeqCst);
+        let next = if window.blocks.end < self.device_blocks() { window.blocks.end } else { 0 };
+        self.writeback.cursor.store(next, Ordering::SeqCst);
+        let probes = self.renew_probes(window).await;
+        let tail = if stuck.is_empty() { window.tail_after().max(dirty_tail) } else { dirty_tail };
+        if tail > dirty_tail || probes.is_some() {
+            self.reclaim(Some(tail), probes).await?;
+        }
+        Ok(())
+    }
+
+    /// The oldest part of the log.
+    async fn write_prefix(self: &Arc<Self>, window: &Window) -> Result<(), WindowError> {
+        let stuck = match self.write_window(window).await {
             Err(WindowError::TooLarge(what)) => return self.take_less(window.segments, what),
             result => result?,
         };
         let refused = stuck.iter().filter(|stuck| stuck.data.is_some()).count();
+        self.writeback.stuck.store(!stuck.is_empty(), Ordering::SeqCst);
         if !stuck.is_empty() {
             self.relog(stuck).await?;
         }
@@ -302,7 +386,7 @@ impl<E: Env> Inner<E> {
         let poison: Vec<RangeItem> =
             window.ranges.iter().filter(|range| range.kind == RangeKind::Poison).cloned().collect();
         self.relog_poison(poison).await?;
-        let probes = self.renew_probes(&window).await;
+        let probes = self.renew_probes(window).await;
         self.reclaim(Some(window.end.next()), probes).await?;
         let cap = &self.writeback.segments_max;
         let _ = cap.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |cap| Some(cap.saturating_mul(2)));
@@ -390,6 +474,7 @@ impl<E: Env> Inner<E> {
     pub(super) async fn stop_maintenance(&self) {
         self.writeback.stop.store(true, Ordering::SeqCst);
         self.writeback.event.notify_all();
+        self.space.notify_all();
         self.writeback.event.wait_until(|| self.writeback.stopped.load(Ordering::SeqCst).then_some(())).await;
     }
 }

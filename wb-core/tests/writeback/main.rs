@@ -20,7 +20,7 @@ fn random_writes_go_back_faster_than_the_bare_disk_takes_them() {
 
 #[test]
 fn overwritten_blocks_are_written_back_once() {
-    assert!(ratio("2 zipfian 4 KiB", SMALL, |blocks| zipfian(blocks, 7), 1, 60.0) >= 8.0);
+    assert!(ratio("2 zipfian 4 KiB", SMALL, |blocks| zipfian(blocks, 7), 1, 60.0) >= 10.0);
 }
 
 #[test]

@@ -191,11 +191,11 @@ fn copy_sorted(world: &World, blocks: &[u64]) {
 /// Row 6: p99 of read misses beside gentle write-back ÷ without. Write-back has more to do than it gets done meanwhile.
 pub fn read_latency_ratio(scale: Scale, measured_s: f64) -> f64 {
     let held =
-        WritebackPolicy { start_percent: 60, stop_percent: 50, idle_after_ns: None, ..EngineConfig::default().policy };
+        WritebackPolicy { start_percent: 85, stop_percent: 80, idle_after_ns: None, ..EngineConfig::default().policy };
     let world = World::cached(scale, EngineConfig { policy: held, ..EngineConfig::default() });
     // Even blocks are written, odd ones are read: every read is a miss.
     let mut even = uniform(scale.blocks() / 2, 9);
-    let tally = write_loop(&world, Box::new(move || 2 * even()), 1, DEPTH, scale.cache_bytes() / BLOCK / 4);
+    let tally = write_loop(&world, Box::new(move || 2 * even()), 1, DEPTH, scale.cache_bytes() / BLOCK * 3 / 4);
     while tally.running.get() > 0 {
         world.run_s(0.1);
     }
