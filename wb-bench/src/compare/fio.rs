@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// Seed of every job: all systems see the same sequence of addresses.
+/// Seed of jobs: all systems see the same sequence of addresses.
 const SEED: u64 = 20140214;
 /// Distance of the points of a series.
 const SERIES_MS: u64 = 500;
@@ -53,6 +53,8 @@ pub struct FioJob {
     pub ramp_s: u64,
     /// Each block once, in place of blocks drawn anew each time.
     pub each_once: bool,
+    /// Seed of its addresses. What prepares a load has another one: the same blocks again would be overwrites.
+    pub seed: u64,
 }
 
 impl FioJob {
@@ -72,6 +74,7 @@ impl FioJob {
             runtime_s,
             ramp_s: 0,
             each_once: false,
+            seed: SEED,
         }
     }
 
@@ -84,7 +87,7 @@ impl FioJob {
             line(format_args!("norandommap=1"));
         }
         // The same addresses in every run; payload that neither compresses nor repeats.
-        line(format_args!("randrepeat=1\nallrandrepeat=1\nrandseed={SEED}\nrefill_buffers=1"));
+        line(format_args!("randrepeat=1\nallrandrepeat=1\nrandseed={}\nrefill_buffers=1", self.seed));
         line(format_args!("clat_percentiles=1"));
         let list: Vec<String> = PERCENTILES.iter().map(|p| p.to_string()).collect();
         line(format_args!("percentile_list={}", list.join(":")));

@@ -246,7 +246,7 @@ pub fn list(scale: Scale, sizes: Sizes) -> Vec<Workload> {
     }
 
     let mut fill = FioJob::new("randwrite", disk, s(45, 300));
-    (fill.iodepth, fill.io_size) = (32, Some(ssd));
+    (fill.iodepth, fill.io_size, fill.seed) = (32, Some(ssd), fill.seed + 1);
     let mut job = FioJob::new("randwrite", disk, s(15, 180));
     job.iodepth = 32;
     let question = "What is left of random 4 KiB writes over the whole disk once the cache is full?";
