@@ -15,7 +15,7 @@
 
 use super::Inner;
 use super::config::Shares;
-use super::sweep::Stuck;
+use super::sweep::{Stuck, gone};
 use super::window::{Window, WindowLimits};
 use super::writeback::WindowError;
 use crate::env::Env;
@@ -95,6 +95,9 @@ impl<E: Env> Inner<E> {
     async fn move_all(self: &Arc<Self>, window: &Window) -> Result<bool, WindowError> {
         for items in window.items.chunks(self.window_pool.max_len() / BLOCK_BYTES) {
             let batch = self.read_batch(items, 0).await;
+            if batch.gone {
+                return Err(gone());
+            }
             if batch.hopeless || !batch.lost.is_empty() {
                 return Ok(false);
             }

@@ -8,6 +8,8 @@
 //!   is in flight [v1 of window 1 lands after v2 of window 2]. A sweep that is broken off waits for its writes, too.
 //! * A block is left out only for a newer version ≤ D. That one lies behind the window and stays dirty.
 //! * Nothing is marked clean before the FLUSH that ends the window.
+//! * A block is lost only if its device is there and does not have it [the cache device vanishes while a window reads;
+//!   poison goes to the RAM tail, the daemon dies, the device returns, and the next start believes the poison].
 
 use super::Inner;
 use super::counters::count;
@@ -59,6 +61,8 @@ pub(super) struct Batch {
     outrun: usize,
     /// So much is lost that the window is to be given up.
     pub hopeless: bool,
+    /// The cache device is gone, which says nothing about its blocks. Nothing else counts then.
+    pub gone: bool,
 }
 
 /// Neighbouring whole blocks, or the valid sectors of one.
@@ -72,6 +76,11 @@ enum Step {
     Read(Batch),
     Written(Run, Result<(), IoError>),
     Due,
+}
+
+/// Why a window ends when [`Batch::gone`] is set.
+pub(super) fn gone() -> WindowError {
+    WindowError::Cache("the cache device is gone".into())
 }
 
 /// Its blocks cannot be written now and are to be logged anew. Copies: the batch's memory is needed for the next one.
@@ -159,7 +168,9 @@ impl<E: Env> Inner<E> {
                     lost += batch.lost.len();
                     stuck.extend(batch.lost.into_iter().map(|item| Stuck { item, data: None }));
                     self.merge_writes(batch.good, &mut ready);
-                    if batch.hopeless || lost > limits.lost {
+                    if batch.gone {
+                        given_up.get_or_insert(gone());
+                    } else if batch.hopeless || lost > limits.lost {
                         given_up.get_or_insert(WindowError::TooLarge("blocks of the cache device are lost"));
                     }
                 }
@@ -238,14 +249,18 @@ impl<E: Env> Inner<E> {
                     (members, result, buf.freeze())
                 })
                 .buffer_unordered(self.config.writeback_depth);
-            while let Some((members, result, bytes)) = reads.next().await {
+            'reads: while let Some((members, result, bytes)) = reads.next().await {
                 for (index, member) in members.iter().enumerate() {
                     let block = bytes.slice(index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES);
                     if result.is_ok() && items[*member].matches(&block) {
                         data[*member] = Some(block);
                         continue;
                     }
-                    data[*member] = self.reread(&items[*member]).await;
+                    let Ok(again) = self.reread(&items[*member]).await else {
+                        batch.gone = true;
+                        break 'reads;
+                    };
+                    data[*member] = again;
                     lost += usize::from(data[*member].is_none());
                 }
                 if lost > lost_max {
@@ -254,7 +269,7 @@ impl<E: Env> Inner<E> {
                 }
             }
         }
-        if !batch.hopeless {
+        if !batch.hopeless && !batch.gone {
             for (item, data) in items.into_iter().zip(data) {
                 match data {
                     Some(data) => batch.good.push((item, data)),
@@ -266,8 +281,8 @@ impl<E: Env> Inner<E> {
     }
 
     /// More tries, alone, for a block that could not be read or was wrong. What fails here is given up for good, so a
-    /// passing error gets time to pass.
-    async fn reread(&self, item: &Item) -> Option<Slice> {
+    /// passing error gets time to pass. An error if the device is gone.
+    async fn reread(&self, item: &Item) -> Result<Option<Slice>, IoError> {
         let mut buf = Buf::unpooled(BLOCK_BYTES);
         for attempt in 0..REREADS {
             if attempt > 0 {
@@ -275,8 +290,10 @@ impl<E: Env> Inner<E> {
             }
             let result;
             (result, buf) = self.cache.read(self.geometry.slot_offset(item.slot()).0, buf).await;
-            if result.is_ok() && item.matches(&buf) {
-                return Some(buf.freeze());
+            match result {
+                Ok(()) if item.matches(&buf) => return Ok(Some(buf.freeze())),
+                Err(IoError::Gone) => return Err(IoError::Gone),
+                _ => {}
             }
         }
         count(&self.counters.checksum_errors, 1);
@@ -285,7 +302,7 @@ impl<E: Env> Inner<E> {
             item.addr.block(),
             item.slot()
         );
-        None
+        Ok(None)
     }
 
     /// Groups blocks into writes: whole neighbours together, others alone.

@@ -297,9 +297,9 @@ fn a_segment_closed_while_a_window_begins_is_taken_up_to_d() {
     };
     let cache = bench.cache.clone();
     let work = move |engine: Engine<SimEnv>, env: SimEnv| async move {
-        cache.set_plan(plan(10_000, 5_000_000));
+        cache.set_plan(plan(5_000_000, 100_000));
         put(&engine, 0, 5, 1).await; // opens a segment: enough for a window to begin
-        env.sleep(1_000_000).await; // record 1 is written and waits for its flush
+        env.sleep(1_000_000).await; // its group commit waits for record 1
         cache.set_plan(plan(100_000_000, 100_000));
         put(&engine, 100, 8, 2).await; // record 2 fills the segment
         env.sleep(20_000_000).await; // the window ends, and record 2 is still on its way
