@@ -68,6 +68,19 @@ impl Place {
         daemon
     }
 
+    /// Starts a daemon whose writes from this offset on fail, in any file, until [`Daemon::lift_limit`]: a disk with a bad
+    /// part. The signal that goes with it is ignored.
+    pub fn start_limited(&self, bytes: u64) -> Daemon {
+        // prlimit before exec: the limit is the process's, and `trap` stays over exec.
+        let script = r#"trap '' XFSZ; prlimit --pid $$ --fsize="$0":unlimited; exec "$@""#;
+        let mut command = Command::new("sh");
+        let own = self.command();
+        command.args(["-c", script, &bytes.to_string()]).arg(own.get_program()).args(own.get_args());
+        let mut daemon = self.spawn_command(command);
+        daemon.wait_ready();
+        daemon
+    }
+
     /// Directory of the RAM tails, made by the first daemon.
     pub fn tail_dir(&self) -> PathBuf {
         self.memory.path().join("tails")
@@ -93,6 +106,12 @@ impl Place {
     }
 
     fn spawn_with(&self, options: &[&str]) -> Daemon {
+        let mut command = self.command();
+        command.args(options);
+        self.spawn_command(command)
+    }
+
+    fn spawn_command(&self, mut command: Command) -> Daemon {
         let notify = self.path("notify.sock");
         // Of the daemon before.
         let _ = std::fs::remove_file(&notify);
@@ -100,9 +119,12 @@ impl Place {
         ready.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
         let log = self.path("daemon.log");
         let log_file = File::options().create(true).append(true).open(&log).expect("a log file");
-        let mut command = self.command();
-        command.args(options).env("NOTIFY_SOCKET", &notify);
-        let child = command.stdout(Stdio::null()).stderr(log_file).spawn().expect("the daemon starts");
+        let child = command
+            .env("NOTIFY_SOCKET", &notify)
+            .stdout(Stdio::null())
+            .stderr(log_file)
+            .spawn()
+            .expect("the daemon starts");
         Daemon { child: Some(child), ready, log, socket: self.socket(), control: self.control() }
     }
 
@@ -199,6 +221,13 @@ impl Daemon {
         let ran = self.control(&["status", "--json"]);
         assert_eq!(ran.code, 0, "status: {}", ran.stderr);
         serde_json::from_str(&ran.stdout).expect("JSON")
+    }
+
+    /// Takes the limit of [`Place::start_limited`] away.
+    #[track_caller]
+    pub fn lift_limit(&self) {
+        let ran = run(Command::new("prlimit").args(["--pid", &self.pid().to_string(), "--fsize=unlimited"]));
+        assert_eq!(ran.code, 0, "prlimit: {}", ran.stderr);
     }
 
     /// Writes everything back.

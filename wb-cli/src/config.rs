@@ -88,10 +88,10 @@ pub struct WritebackConfig {
     pub quiet_window: DayWindow,
     /// RAM for the data on its way from the cache to the backing device, twice.
     pub window: ByteSize,
-    /// RAM for the list of the blocks of one pass: it bounds how many are written back in one sweep over the device.
+    /// RAM for the list of the blocks of one sweep over the device, or a part of it.
     pub memory: ByteSize,
-    /// The oldest part of the log is logged anew rather than written back if less than this share of it, in percent, has
-    /// not been overwritten; 0: never.
+    /// When space is short, the oldest part of the log is logged anew if less than this share of it, in percent, is still
+    /// to be written back; 0: never.
     pub compact_percent: u8,
 }
 

@@ -74,6 +74,8 @@ pub enum PlantedBug {
     /// A write to the backing device is taken for done as soon as it is submitted, so that the next one of the same
     /// block may be in flight with it.
     TwoBackingWrites,
+    /// The dirty tail passes what lies outside the zone that was written back.
+    TailPassesOtherZones,
     /// Recovery leaves summaries that name dropped records.
     KeepOutdatedSummaries,
 }

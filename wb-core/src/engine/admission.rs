@@ -233,4 +233,17 @@ mod tests {
         assert_eq!(line.grant(0.2, 8).len(), 1); // 20
         assert!(line.waiting.is_empty());
     }
+
+    #[test]
+    fn the_rate_is_what_lasts_at_any_time() {
+        let step = |ahead: f64, pos: u64| Step { ahead, pos: LogPos(pos) };
+        // 1000 blocks behind the window, each 10 ms: it ends in 2 s, half of the others at 7 s, all at 12 s.
+        let course = |steps: &[Step]| Course { behind: 1000, tail: LogPos(100), steps: steps.to_vec() };
+        let rate = |steps: &[Step]| course(steps).rate(600.0, 2e9, 1e7) * 1e9;
+        assert_eq!(rate(&[step(0.0, 100)]), 300.0);
+        // Nothing becomes free for 12 s.
+        assert_eq!(rate(&[step(0.0, 100), step(1.0, 10_000)]), 50.0);
+        // Much at 2 s; then the next is at 7 s.
+        assert_eq!(rate(&[step(0.0, 900), step(0.5, 1000), step(1.0, 2000)]), 1500.0 / 12.0);
+    }
 }

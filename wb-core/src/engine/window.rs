@@ -488,3 +488,43 @@ impl<E: Env> Inner<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Segments of 10 blocks and 5 records from record 1 on, that reach so far from the start of a zone of 100 blocks on a
+    /// device of 1060.
+    fn window(reaches: &[u64]) -> Window {
+        let stretch = |(at, reach): (usize, &u64)| Stretch {
+            first_seq: Seq(1 + 5 * at as u64),
+            pos: LogPos(10 * (1 + at as u64)),
+            reach: *reach,
+        };
+        Window {
+            items: Vec::new(),
+            ranges: Vec::new(),
+            end: Seq(5 * reaches.len() as u64),
+            segments: reaches.len(),
+            blocks: 500..600,
+            stretches: reaches.iter().enumerate().map(stretch).collect(),
+            poisoned: 0,
+        }
+    }
+
+    #[test]
+    fn the_tail_stops_before_what_another_zone_has() {
+        assert_eq!(window(&[100, 0, 99]).tail_after(), Seq(16));
+        assert_eq!(window(&[100, 0, 101, 3]).tail_after(), Seq(11));
+        assert_eq!(window(&[1060, 1]).tail_after(), Seq(1));
+    }
+
+    #[test]
+    fn the_course_of_the_tail_is_foreseen() {
+        let step = |ahead: f64, pos: u64| Step { ahead, pos: LogPos(pos) };
+        assert_eq!(window(&[100, 0, 99]).foresee(1060, 10), [step(0.0, 40)]);
+        // Half of the rest of the device, then all of it.
+        let window = window(&[50, 580, 300, 1060, 1]);
+        assert_eq!(window.foresee(1060, 10), [step(0.0, 20), step(0.5, 40), step(1.0, 60)]);
+    }
+}

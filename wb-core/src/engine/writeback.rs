@@ -364,7 +364,11 @@ impl<E: Env> Inner<E> {
         let next = if window.blocks.end < self.device_blocks() { window.blocks.end } else { 0 };
         self.writeback.cursor.store(next, Ordering::SeqCst);
         let probes = self.renew_probes(window).await;
-        let tail = if stuck.is_empty() { window.tail_after().max(dirty_tail) } else { dirty_tail };
+        let tail = match stuck.is_empty() {
+            true if self.config.has_bug(PlantedBug::TailPassesOtherZones) => window.end.next(),
+            true => window.tail_after().max(dirty_tail),
+            false => dirty_tail,
+        };
         if tail > dirty_tail || probes.is_some() {
             self.reclaim(Some(tail), probes).await?;
         }

@@ -404,6 +404,7 @@ fn planted_bugs_are_found() {
         (PlantedBug::UnlockedMerge, 40),
         (PlantedBug::DiscardAppliedLate, 80),
         (PlantedBug::TwoBackingWrites, 80),
+        (PlantedBug::TailPassesOtherZones, 80),
     ];
     for (bug, max) in bugs {
         assert_found(bug, max, Plan::draw_plain);

@@ -15,7 +15,7 @@ const FULL: Scale = Scale { disk_bytes: 64 * GIB };
 
 #[test]
 fn random_writes_go_back_faster_than_the_bare_disk_takes_them() {
-    assert!(ratio("1 random 4 KiB", SMALL, |blocks| uniform(blocks, 7), 1, 60.0) >= 4.0);
+    assert!(ratio("1 random 4 KiB", SMALL, |blocks| uniform(blocks, 7), 1, 60.0) >= 8.0);
 }
 
 #[test]
