@@ -19,6 +19,18 @@ udevadm settle
 [ /dev/writeboost/data -ef /dev/ublkb0 ] || fail 'no /dev/writeboost/data'
 lsblk -n -o NAME,TYPE /dev/writeboost/data | grep '^ublkb0 *disk' || fail lsblk
 lsblk -n -o NAME | grep '^ublkb0' || fail 'hidden from lsblk'
+# Partitions have names as those of other disks do.
+uuid=11111111-2222-4333-8444-555555555555
+printf 'label: gpt\nsize=100MiB, name=first, uuid=%s\n' $uuid | sfdisk -q /dev/writeboost/data
+udevadm settle
+for name in writeboost/data-part1 disk/by-partuuid/$uuid disk/by-partlabel/first; do
+    [ /dev/$name -ef /dev/ublkb0p1 ] || fail "no /dev/$name"
+done
+sfdisk -q --delete /dev/writeboost/data
+blkdiscard /dev/writeboost/data
+udevadm settle
+[ ! -e /dev/writeboost/data-part1 ] || fail 'a name without a partition'
+
 mkfs.ext4 -q -L data /dev/writeboost/data
 udevadm settle
 [ /dev/disk/by-uuid/$(blkid -s UUID -o value /dev/ublkb0) -ef /dev/ublkb0 ] || fail 'no by-uuid'

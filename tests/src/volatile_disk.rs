@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use wb_core::io::Buf;
 use wb_core::service::{BlockService, PayloadSource, ReadData, ServiceError, ServiceInfo};
 
@@ -19,7 +20,7 @@ struct State {
     /// In the cache: what a read sees.
     cached: BTreeMap<u64, Sector>,
     flushes: u64,
-    /// The power is off: what still comes from the guest that was killed is lost.
+    /// The power is off: what still comes from the guest, which is killed next, fails and has no effect.
     off: bool,
 }
 
@@ -40,9 +41,25 @@ impl VolatileDisk {
         self.state.lock().expect("no test panics while it holds the disk")
     }
 
-    /// From now on nothing that comes has any effect.
+    /// From now on everything that comes fails, and has no effect.
     pub fn power_off(&self) {
         self.state().off = true;
+    }
+
+    /// As [`VolatileDisk::power_off`], at the next moment at which something is not flushed. False if there was none in
+    /// this time; the power is on then.
+    pub fn power_off_with_something_unflushed(&self, limit: Duration) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < limit {
+            let mut state = self.state();
+            if !state.cached.is_empty() {
+                state.off = true;
+                return true;
+            }
+            drop(state);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        false
     }
 
     /// Power is back, with about a half of the unflushed sectors. Returns how many were lost.
@@ -69,11 +86,13 @@ impl VolatileDisk {
         self.state().flushes
     }
 
-    fn put(&self, offset: u64, data: &[u8], fua: bool) {
-        let mut state = self.state();
-        if state.off {
-            return;
-        }
+    /// What an access needs: the power.
+    fn powered(&self) -> Result<MutexGuard<'_, State>, ServiceError> {
+        Some(self.state()).filter(|state| !state.off).ok_or(ServiceError::Io)
+    }
+
+    fn put(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), ServiceError> {
+        let mut state = self.powered()?;
         for (index, bytes) in data.chunks_exact(SECTOR).enumerate() {
             let (number, bytes) = (offset / SECTOR as u64 + index as u64, bytes.try_into().expect("a sector"));
             if fua {
@@ -83,6 +102,7 @@ impl VolatileDisk {
                 state.cached.insert(number, bytes);
             }
         }
+        Ok(())
     }
 }
 
@@ -93,7 +113,7 @@ impl BlockService for VolatileDisk {
 
     async fn read(&self, offset: u64, len: usize) -> Result<ReadData, ServiceError> {
         let mut buf = Buf::unpooled(len);
-        let state = self.state();
+        let state = self.powered()?;
         for (index, out) in buf.chunks_exact_mut(SECTOR).enumerate() {
             let number = offset / SECTOR as u64 + index as u64;
             match (state.cached.get(&number), state.durable.get(&number)) {
@@ -114,17 +134,14 @@ impl BlockService for VolatileDisk {
     ) -> Result<(), ServiceError> {
         let mut data = vec![0; len];
         payload.copy_to(0, &mut data)?;
-        self.put(offset, &data, fua);
-        Ok(())
+        self.put(offset, &data, fua)
     }
 
     async fn flush(&self) -> Result<(), ServiceError> {
-        let mut state = self.state();
-        if !state.off {
-            state.flushes += 1;
-            for (number, bytes) in std::mem::take(&mut state.cached) {
-                state.durable.insert(number, bytes);
-            }
+        let mut state = self.powered()?;
+        state.flushes += 1;
+        for (number, bytes) in std::mem::take(&mut state.cached) {
+            state.durable.insert(number, bytes);
         }
         Ok(())
     }
@@ -136,7 +153,7 @@ impl BlockService for VolatileDisk {
     async fn write_zeroes(&self, offset: u64, len: u64, fua: bool) -> Result<(), ServiceError> {
         let zeroes = vec![0; 1 << 20];
         for at in (0..len).step_by(zeroes.len()) {
-            self.put(offset + at, &zeroes[..(len - at).min(zeroes.len() as u64) as usize], fua);
+            self.put(offset + at, &zeroes[..(len - at).min(zeroes.len() as u64) as usize], fua)?;
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ fn a_missing_tail_is_refused_until_the_loss_is_accepted() {
     let mut nbd = daemon.connect();
     assert!(nbd.read(0, 1 << 20).expect("read") == flushed);
     assert!(nbd.read(4 << 20, 1 << 20).expect("read") == unflushed, "durable since the start that recovered it");
-    assert!(daemon.log().contains("accepted"), "{}", daemon.log());
+    assert!(daemon.log().contains("on is lost, as accepted"), "{}", daemon.log());
     daemon.stop();
     place.assert_clean();
     place.start().stop();
@@ -122,8 +122,8 @@ fn leftovers_of_earlier_starts_are_removed_and_other_caches_left_alone() {
     daemon.stop();
 }
 
-/// The pause that a user of the volume sees: from the kill to the first answer. Under a second on an idle machine, and most
-/// of it the start of a process; the limit here allows for a busy one.
+/// The pause that a user of the volume sees: from the kill to the first answer, under a second. On a machine that is busy
+/// with others' work, one of five has to be; the rest of the limit allows for that.
 #[test]
 fn the_pause_from_a_kill_to_the_first_answer_is_short() {
     let place = Place::new(256 << 20, 2 << 20, 256 << 20);
@@ -145,5 +145,5 @@ fn the_pause_from_a_kill_to_the_first_answer_is_short() {
     }
     eprintln!("from the kill to the first answer, and recovery within it, in ms: {pauses:?}");
     pauses.sort_unstable();
-    assert!(pauses[2].0 < 10_000, "{pauses:?}");
+    assert!(pauses[0].0 < 1000 && pauses[2].0 < 10_000, "{pauses:?}");
 }

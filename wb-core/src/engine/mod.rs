@@ -43,7 +43,7 @@ pub use attach::{AttachError, Backing};
 pub use audit::Audit;
 pub use config::EngineConfig;
 pub use policy::{Quiet, Why, WritebackPolicy};
-pub use recovery::{OpenError, OpenOptions, RecoveryReport};
+pub use recovery::{AcceptedLoss, OpenError, OpenOptions, RecoveryReport};
 pub use service::VolumeHandle;
 pub use status::{Status, TailStatus};
 pub use tail::TailReport;

@@ -170,8 +170,32 @@ pub struct RecoveryReport {
     pub scan: LogScan,
     /// What was in the RAM tail of an instance that died in this boot.
     pub tail: Option<TailReport>,
+    /// What of its acknowledged writes is lost, as the user accepted.
+    pub accepted_loss: Option<AcceptedLoss>,
     /// Time it took.
     pub recovery_ns: u64,
+}
+
+/// Records that were acknowledged, not flushed, and given up by a start with [`OpenOptions::accept_loss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcceptedLoss {
+    /// The first one.
+    pub first: Seq,
+    /// The last one; unknown if the tail could not be read, and then there may be none at all.
+    pub last: Option<Seq>,
+}
+
+impl std::fmt::Display for AcceptedLoss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let AcceptedLoss { first, last } = self;
+        match last {
+            Some(last) if last == first => {
+                write!(f, "record {first}, acknowledged and not flushed, is lost, as accepted")
+            }
+            Some(last) => write!(f, "records {first} to {last}, acknowledged and not flushed, are lost, as accepted"),
+            None => write!(f, "what was acknowledged and not flushed from record {first} on is lost, as accepted"),
+        }
+    }
 }
 
 impl<E: Env> Engine<E> {
@@ -231,8 +255,14 @@ impl<E: Env> Engine<E> {
             // Nothing is missing: what was written is in the log, and nothing else of this epoch ever was.
             Before::Replayed { report, .. } => (true, Some(report)),
             Before::NoTail => (found.clean, None),
-            Before::LossAccepted => (false, None),
+            Before::LossAccepted { .. } => (false, None),
         };
+        let first = found.head.next();
+        let accepted_loss = match before {
+            Before::LossAccepted { head } => Some(AcceptedLoss { first, last: head }),
+            _ => None,
+        };
+        let accepted_loss = accepted_loss.filter(|lost| lost.last.is_none_or(|last| first <= last));
         // An instance that has a tail takes the clean mark back without telling the device.
         found.clean &= matches!(before, Before::NoTail);
         report(&found);
@@ -244,6 +274,9 @@ impl<E: Env> Engine<E> {
         check_probes(&meta, &volume, &options, probed, &index, &ranges)?;
         let (tail, own_tail) = tail::create(env, &options, &meta.superblock, &head_start)?;
         let anchor = settle(env, &meta, &options, &volume, fresh, &found, &head_start, own_tail.as_ref()).await?;
+        if let Some(lost) = &accepted_loss {
+            tracing::warn!("{lost}");
+        }
         if let Some(own) = &own_tail {
             own.remove_others();
         }
@@ -251,6 +284,7 @@ impl<E: Env> Engine<E> {
             clean: found.clean,
             scan: found,
             tail: tail_report,
+            accepted_loss,
             recovery_ns: env.now_ns() - started_ns,
         };
         let parts = Parts { index, segments, ranges, head_start, anchor, recovery, tail, own_tail };

@@ -40,8 +40,11 @@ pub(super) enum Before {
         /// What there was.
         report: TailReport,
     },
-    /// It died in this boot, its tail cannot be had, and the user accepts that.
-    LossAccepted,
+    /// It died in this boot, its tail cannot be had or cannot be put on the device, and the user accepts that.
+    LossAccepted {
+        /// The newest record of the tail, if it can be read.
+        head: Option<Seq>,
+    },
 }
 
 /// Where this instance keeps its tail.
@@ -70,7 +73,7 @@ pub(super) async fn replay<E: Env>(
         }
         Err(error) if options.accept_loss => {
             tracing::warn!("{error}. This loss is accepted: the log goes on with what the cache device holds");
-            return Ok(Before::LossAccepted);
+            return Ok(Before::LossAccepted { head: None });
         }
         Err(error) => return Err(error),
     };
@@ -78,8 +81,10 @@ pub(super) async fn replay<E: Env>(
         Ok(moved) => moved,
         // As after a power cut: some of them are on the device, and the walk ends before the first that is not.
         Err(error) if options.accept_loss => {
-            tracing::warn!("{error}. This loss is accepted: the log goes on with what the cache device holds");
-            return Ok(Before::LossAccepted);
+            tracing::warn!(
+                "{error}. The RAM tail is given up, as accepted: the log goes on with what the cache device holds"
+            );
+            return Ok(Before::LossAccepted { head: Some(found.head()) });
         }
         Err(error) => return Err(error),
     };

@@ -116,6 +116,17 @@ pub async fn open(
     backing: SimDisk,
     config: EngineConfig,
 ) -> Result<Engine<SimEnv>, String> {
+    open_accepting(env, cache, backing, config, false).await
+}
+
+/// As [`open`]; `accept_loss` as the option of wb-daemon.
+pub async fn open_accepting(
+    env: &SimEnv,
+    cache: SimDisk,
+    backing: SimDisk,
+    config: EngineConfig,
+    accept_loss: bool,
+) -> Result<Engine<SimEnv>, String> {
     let options = OpenOptions {
         cache: Arc::new(cache),
         backing: Backing {
@@ -127,7 +138,7 @@ pub async fn open(
         config,
         boot_id: env.boot_id(),
         tails: Some(env.tails()),
-        accept_loss: false,
+        accept_loss,
         read_only: false,
         force: false,
     };

@@ -1,6 +1,6 @@
 //! The scenarios by which a plausible design loses data, and the lessons L1 to L13, built step by step on the engine.
 
-use crate::engine::{open, small_settings};
+use crate::engine::{open, open_accepting, small_settings};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +28,8 @@ pub(super) struct Bench {
     pub backing: SimDevice,
     pub config: EngineConfig,
     pub geometry: Geometry,
+    /// Of the starts that follow.
+    pub accept_loss: bool,
 }
 
 impl Bench {
@@ -51,7 +53,7 @@ impl Bench {
         };
         sim.run(async move { meta::format(&disk, options).await.expect("formats") }).expect("formats");
         let geometry = Geometry::new(CACHE_BYTES, SEGMENT_BYTES).expect("a geometry");
-        Bench { sim, cache, backing, config: small_settings(), geometry }
+        Bench { sim, cache, backing, config: small_settings(), geometry, accept_loss: false }
     }
 
     /// The machine starts anew with this on the cache device.
@@ -67,9 +69,9 @@ impl Bench {
     ) -> Result<T, String> {
         let env = self.sim.group("life");
         let (cache, backing) = (self.cache.open(&env), self.backing.open(&env));
-        let (inner, config) = (env.clone(), self.config.clone());
+        let (inner, config, accept_loss) = (env.clone(), self.config.clone(), self.accept_loss);
         let task = async move {
-            let engine = open(&inner, cache, backing, config).await?;
+            let engine = open_accepting(&inner, cache, backing, config, accept_loss).await?;
             let kept = engine.clone();
             let result = work(engine, inner).await;
             drop(kept);

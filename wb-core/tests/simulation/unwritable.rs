@@ -109,6 +109,62 @@ fn a_place_that_cannot_be_written_does_not_take_what_was_acknowledged() {
     }
 }
 
+#[test]
+fn a_tail_without_a_place_is_refused_until_its_loss_is_accepted() {
+    let mut bench = Bench::new(4 << 20);
+    // Dirty data fills the log as far as writers may, and stays there: what is free then is the reserve alone.
+    bench.config.policy.start_percent = 100;
+    bench.config.policy.stop_percent = 100;
+    bench.config.compact_percent = 0;
+    let model = Model::default();
+    let (own, device, geometry) = (model.clone(), bench.cache.clone(), bench.geometry);
+    let durable = bench.life(move |engine, env| async move {
+        for number in 0..4 {
+            assert!(write(&engine, &own, number * 14..number * 14 + 14, number as u8 + 1).await, "there is room");
+            engine.volume().flush().await.expect("flushes");
+        }
+        env.sleep(50_000_000).await; // both anchors know
+        // From here on no segment takes anything. What is answered is in memory only.
+        let all = geometry.segment_offset(SegmentNo(0)).0..geometry.segment_offset(SegmentNo(SEGMENTS as u32 - 1)).0;
+        device.set_plan(FaultPlan { unwritable: vec![all.start..all.end + SEGMENT_BYTES], ..FaultPlan::default() });
+        let durable = own.lock().expect("not poisoned").clone();
+        for number in 0..3 {
+            assert!(
+                write(&engine, &own, number * 14..number * 14 + 14, 100 + number as u8).await,
+                "answered from memory"
+            );
+        }
+        durable
+    });
+    let durable = durable.expect("starts");
+    // Refused, again and again: nothing is lost by that.
+    for _ in 0..2 {
+        let error = bench.life(|_, _| async {}).expect_err("no place for the tail");
+        assert!(error.contains("no other segment") && error.contains("--accept-loss"), "{error}");
+    }
+    // The device works again. Its bad segments stay bad; the tail is still there.
+    let free = SEGMENTS as usize - 4;
+    assert_eq!(bad_segments(&bench).len(), free, "each was tried");
+    bench.accept_loss = true;
+    let own = Arc::new(Mutex::new(durable));
+    let lost = bench.life(move |engine, _| async move {
+        compare(&engine, &own).await;
+        engine.status().recovery.accepted_loss
+    });
+    let lost = lost.expect("starts").expect("a loss");
+    assert_eq!(lost.to_string(), "records 5 to 7, acknowledged and not flushed, are lost, as accepted");
+    // It was the loss of that tail, not of any that follows.
+    bench.accept_loss = false;
+    bench.cache.set_plan(FaultPlan::default());
+    let none = bench.life(|engine, _| async move {
+        engine.drain().await.expect("drains");
+        engine.status().recovery.accepted_loss
+    });
+    assert_eq!(none, Ok(None));
+    let (clean, findings) = is_clean(&bench);
+    assert!(clean, "{findings}");
+}
+
 /// A life that is killed after some time, wherever it is.
 fn short_life(bench: &Bench, model: &Model, rng: &mut SimRng) -> Result<(), String> {
     let env = bench.sim.group("short");
