@@ -126,7 +126,10 @@ fn a_tail_without_a_place_is_refused_until_its_loss_is_accepted() {
         env.sleep(50_000_000).await; // both anchors know
         // From here on no segment takes anything. What is answered is in memory only.
         let all = geometry.segment_offset(SegmentNo(0)).0..geometry.segment_offset(SegmentNo(SEGMENTS as u32 - 1)).0;
-        device.set_plan(FaultPlan { unwritable: vec![all.start..all.end + SEGMENT_BYTES], ..FaultPlan::default() });
+        device.set_plan(FaultPlan {
+            unwritable: std::iter::once(all.start..all.end + SEGMENT_BYTES).collect(),
+            ..FaultPlan::default()
+        });
         let durable = own.lock().expect("not poisoned").clone();
         for number in 0..3 {
             assert!(
