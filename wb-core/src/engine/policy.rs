@@ -86,8 +86,8 @@ struct Memory {
     burst_to: Seq,
     /// Day on which the window of the quiet policy was last used.
     burst_day: u64,
-    /// Requests counted at the last tick, and the time when that number last changed.
-    requests: u64,
+    /// Requests counted at the last look, and the time when that number last changed.
+    requests: Option<u64>,
     busy_ns: u64,
 }
 
@@ -110,12 +110,19 @@ impl PolicyState {
     pub fn set(&self, policy: WritebackPolicy) {
         *self.policy.lock().expect("not poisoned") = policy;
     }
-    /// A look at the clock. Gives true if time decides anything.
+    /// A look at the clock.
     pub fn tick(&self, requests: u64, now_ns: u64) {
-        let mut memory = self.memory.lock().expect("not poisoned");
-        if memory.requests != requests {
-            (memory.requests, memory.busy_ns) = (requests, now_ns);
+        self.memory.lock().expect("not poisoned").idle_ns(requests, now_ns);
+    }
+}
+
+impl Memory {
+    /// How long nobody has asked anything, as far as it was looked at, if so many requests have been counted.
+    fn idle_ns(&mut self, requests: u64, now_ns: u64) -> u64 {
+        if self.requests != Some(requests) {
+            (self.requests, self.busy_ns) = (Some(requests), now_ns);
         }
+        now_ns.saturating_sub(self.busy_ns)
     }
 }
 
@@ -171,8 +178,15 @@ impl<E: Env> Inner<E> {
         if dirty * 100 > u64::from(policy.stop_percent) * usable {
             return Why::Between;
         }
-        let idle_ns = self.env.now_ns().saturating_sub(memory.busy_ns);
+        // As it is now, not as of the last tick [the first write after an hour in which nothing was dirty: it goes back at once].
+        let idle_ns = memory.idle_ns(self.requests(), self.env.now_ns());
         if idle_ns >= idle_after_ns { Why::Idle } else { Why::Below }
+    }
+
+    /// Requests since the start or before.
+    pub(super) fn requests(&self) -> u64 {
+        let now = self.counters.snapshot();
+        now.user_reads + now.user_writes
     }
 
     fn quiet(&self, quiet: Quiet, memory: &mut Memory, full: bool, dirty_tail: Seq, newest: Seq) -> Why {

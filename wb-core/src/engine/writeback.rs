@@ -255,8 +255,7 @@ impl<E: Env> Inner<E> {
     async fn look_at_the_clock(self: &Arc<Self>) {
         loop {
             self.writeback.event.wait_until(|| (self.anchors.tails().1 <= self.head.newest()).then_some(())).await;
-            let now = self.counters.snapshot();
-            self.writeback.policy.tick(now.user_reads + now.user_writes, self.env.now_ns());
+            self.writeback.policy.tick(self.requests(), self.env.now_ns());
             self.writeback.event.notify_all();
             self.env.sleep(TICK_NS).await;
         }

@@ -35,6 +35,8 @@ struct Job {
     end: u64,
     write: bool,
     arrived_ns: u64,
+    /// Track and media time of `start`.
+    place: (u64, u64),
 }
 
 struct Ahead {
@@ -128,7 +130,8 @@ impl DiskModel {
                 Command::Read { offset, len } => self.admit_read(now_ns, tag, offset, offset + len, arrived_ns),
                 Command::Write { offset, len, fua } => {
                     let crossed_ns = self.cross_link(now_ns, len);
-                    let job = Job { tag: Some(tag), start: offset, end: offset + len, write: true, arrived_ns };
+                    let place = self.surface.place(offset);
+                    let job = Job { tag: Some(tag), start: offset, end: offset + len, write: true, arrived_ns, place };
                     match fua {
                         true => self.reads.push(job),
                         false => self.no_room.push_back((crossed_ns, job)),
@@ -147,7 +150,8 @@ impl DiskModel {
             let at_ns = self.cross_link(now_ns, end - start);
             return self.done(at_ns, tag);
         }
-        self.reads.push(Job { tag: Some(tag), start, end, write: false, arrived_ns });
+        let place = self.surface.place(start);
+        self.reads.push(Job { tag: Some(tag), start, end, write: false, arrived_ns, place });
     }
 
     /// Writes enter the cache in order, as long as it has room.
@@ -187,7 +191,7 @@ impl DiskModel {
 
     /// When a job started now would begin to transfer.
     fn reach_ns(&self, job: &Job, now_ns: u64) -> u64 {
-        let (track, media_ns) = self.surface.place(job.start);
+        let (track, media_ns) = job.place;
         let there_ns = now_ns + self.surface.seek_ns(track.abs_diff(self.track), job.write);
         let wait_ns = self.surface.wait_ns(media_ns, there_ns);
         if wait_ns + ROUNDING_NS >= self.params.revolution_ns { there_ns } else { there_ns + wait_ns }

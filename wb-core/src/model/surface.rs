@@ -25,7 +25,12 @@ pub(super) struct Surface {
     curves: [(u64, f64); 2],
     short_ns: f64,
     full_ns: f64,
+    /// The curves by distance in tracks, where that is short: the controller asks for hundreds of places at each step.
+    near: [Vec<u64>; 2],
 }
+
+/// Longest distance that is looked up.
+const NEAR_TRACKS: u64 = 4096;
 
 /// Means of the square root and of the distance itself over all pairs of places on a line of length 1.
 const MEAN_SQRT: f64 = 8.0 / 15.0;
@@ -50,7 +55,7 @@ impl Surface {
             let (short, full, mean) = (params.seek_short_ns as f64, params.seek_full_ns as f64, mean_ns as f64);
             (track_ns, ((mean - short) / (full - short) - MEAN_LINEAR) / (MEAN_SQRT - MEAN_LINEAR))
         };
-        Surface {
+        let mut surface = Surface {
             zones,
             tracks: start_track,
             revolution_ns: params.revolution_ns,
@@ -61,7 +66,13 @@ impl Surface {
             ],
             short_ns: params.seek_short_ns as f64,
             full_ns: params.seek_full_ns as f64,
+            near: [Vec::new(), Vec::new()],
+        };
+        for write in [false, true] {
+            let times = (0..=NEAR_TRACKS).map(|tracks| surface.curve_ns(tracks, write)).collect();
+            surface.near[usize::from(write)] = times;
         }
+        surface
     }
 
     fn zone(&self, byte: u64) -> &Zone {
@@ -80,6 +91,11 @@ impl Surface {
 
     /// Time to move the arm by this many tracks.
     pub fn seek_ns(&self, tracks: u64, write: bool) -> u64 {
+        let near = self.near[usize::from(write)].get(tracks as usize);
+        near.copied().unwrap_or_else(|| self.curve_ns(tracks, write))
+    }
+
+    fn curve_ns(&self, tracks: u64, write: bool) -> u64 {
         if tracks == 0 {
             return 0;
         }

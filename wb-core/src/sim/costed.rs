@@ -48,6 +48,7 @@ impl Env for CostedEnv {
 const STAMP_MAGIC: u64 = 0x5742_7374_616d_7032;
 const STAMP_BITS: u32 = 34;
 const RAW: u64 = 1;
+static ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
 /// The payload of a block that says which block and version it is. Block numbers below 2^28, versions below 2^34.
 pub fn stamp_block(block: u64, version: u64, out: &mut [u8]) {
@@ -68,7 +69,7 @@ struct Content {
 impl Content {
     fn put(&mut self, at: u64, bytes: &[u8]) {
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        let stamp = word(0) == STAMP_MAGIC && bytes[24..].iter().all(|byte| *byte == 0);
+        let stamp = word(0) == STAMP_MAGIC && bytes[24..] == ZEROES[24..];
         let code = if stamp { 1 << 63 | word(8) << STAMP_BITS | word(16) } else { RAW };
         self.blocks[at as usize] = code;
         if stamp {
