@@ -4,8 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 use wb_tests::daemon::{Place, random_bytes};
 use wb_tests::tool::{run, tool};
 
+/// The cache is so large that the tests stay below the share of dirty data at which write-back begins: that would make
+/// durable what they want in memory only.
 fn place() -> Place {
-    Place::new(16 << 20, 256 << 10, 24 << 20)
+    Place::new(64 << 20, 256 << 10, 24 << 20)
 }
 
 #[test]
