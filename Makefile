@@ -42,7 +42,7 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 	@echo '  make soak SEEDS=N SEED_START=S    make install DESTDIR=... PREFIX=$(PREFIX)'
 
-setup: ## install what demo and tests need (Debian packages, cargo-nextest)
+setup: ## install what demo and tests need (Debian packages, cargo-nextest, fsx)
 	@tests/setup.sh
 
 setup-dm-writeboost: ## build the kernel module dm-writeboost for comparisons in guests (wb-bench --compare dm-writeboost)

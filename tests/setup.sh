@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what demo and tests need: Debian packages, and cargo-nextest. Does nothing where everything is there.
+# Installs what demo and tests need: Debian packages, cargo-nextest and fsx. Does nothing where everything is there.
 set -euo pipefail
 
 # What must be there, and the package that brings it.
@@ -39,8 +39,8 @@ systemd-analyze:systemd
 udevadm:udev
 "
 
-# Administration tools are in /usr/sbin, which is not in every user's PATH.
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+# Administration tools are in /usr/sbin, and what cargo installs in a directory of its own: neither is in every PATH.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
 
 missing=()
 for pair in $commands; do
@@ -90,6 +90,11 @@ command -v cargo >/dev/null || {
 if ! cargo nextest --version >/dev/null 2>&1; then
     echo "setup: installing cargo-nextest"
     cargo install --locked cargo-nextest
+fi
+# The file system exerciser; no Debian package has it.
+if ! command -v fsx >/dev/null; then
+    echo "setup: installing fsx"
+    cargo install --locked fsx
 fi
 for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 || {

@@ -9,7 +9,10 @@ use std::process::{Command, Stdio};
 #[track_caller]
 pub fn run(package: &str, program: &str, args: &[&str]) -> Ran {
     // The system's Python before any other: it is the one with the system's modules (libnbd).
-    let path = format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default());
+    // Behind all others, where cargo installs programs.
+    let var = |name| std::env::var(name).unwrap_or_default();
+    let cargo = if var("CARGO_HOME").is_empty() { format!("{}/.cargo", var("HOME")) } else { var("CARGO_HOME") };
+    let path = format!("/usr/bin:{}:{cargo}/bin", var("PATH"));
     let mut command = Command::new(program);
     command.args(args).env("PATH", path).stdin(Stdio::null());
     match tool::try_run(&mut command) {

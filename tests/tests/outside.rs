@@ -280,3 +280,42 @@ fn ext4_mounted() {
 fn xfs_mounted() {
     filesystem(("xfsprogs", "mkfs.xfs", &["-q"]), ("xfs_repair", &["-n"]), 400 << 20);
 }
+
+/// fsx on the volume as a block device, through the page cache: reads, writes, mappings, holes, syncs and dropped pages
+/// in a random order, each read compared with what must be there. The daemon is killed or stopped between two rounds.
+#[test]
+fn fsx_mounted() {
+    let place = Place::new(8 << 20, 256 << 10, 16 << 20);
+    let (config, artifacts) = (place.path("fsx.toml"), place.path("fsx"));
+    std::fs::create_dir(&artifacts).expect("a directory");
+    let weights = "read = 20\nwrite = 20\nmapread = 5\nmapwrite = 5\ntruncate = 0\npunch_hole = 4\nposix_fadvise = 10\n\
+                   invalidate = 1\nfsync = 1\nfdatasync = 1\n";
+    std::fs::write(&config, format!("blockmode = true\n[opsize]\nalign = 512\nmax = 131072\n[weights]\n{weights}"))
+        .expect("written");
+    for seed in ["1", "2", "3"] {
+        let daemon = place.start();
+        let mut mount = Mount::attach(&place.path(""), &place.uri());
+        let options = ["-f", text(&config), "-N", "10000", "-S", seed, "-P", text(&artifacts)];
+        check("cargo install fsx", "fsx", &[&options[..], &[mount.device()]].concat());
+        let whole = |mount: &mut Mount| {
+            check("util-linux", "blockdev", &["--flushbufs", mount.device()]);
+            std::fs::read(mount.device()).expect("read")
+        };
+        let expected = whole(&mut mount);
+        if seed == "2" {
+            daemon.kill();
+            drop(mount);
+        } else {
+            mount.detach();
+            daemon.stop();
+        }
+        place.assert_clean();
+        let daemon = place.start();
+        let mut mount = Mount::attach(&place.path(""), &place.uri());
+        assert!(whole(&mut mount) == expected, "seed {seed}: another content after the restart");
+        mount.detach();
+        daemon.drain();
+        daemon.stop();
+        assert!(std::fs::read(&place.backing).expect("read") == expected, "seed {seed}: the backing file differs");
+    }
+}

@@ -4,12 +4,13 @@ use crate::io::Region;
 use crate::tail::{TailError, TailName, TailStore};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -17,6 +18,9 @@ use uuid::Uuid;
 const SUFFIX: &str = ".tail";
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of the kernel's uapi/linux/magic.h: what is there is gone after a power cut.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// A huge page where it has the usual size. Elsewhere the kernel refuses the advice, and pages are small.
+const HUGE_BYTES: usize = 2 << 20;
 
 /// The tails in a directory.
 #[derive(Debug, Clone)]
@@ -90,16 +94,59 @@ impl ShmTails {
         Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map_err(|errno| {
             failed(format!("locking the RAM tail {} failed", path.display()), errno, "Stop who holds it")
         })?;
-        let len = NonZeroUsize::new(bytes).ok_or_else(|| failed(what(), Errno::EINVAL, NAME_DIR))?;
-        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // The file has its memory already; populated, the first write to each page costs no fault.
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
-        // SAFETY: a new mapping touches no memory that anybody has.
-        let ptr = unsafe { mmap(None, len, access, flags, fd.as_fd(), 0) };
-        let ptr = ptr.map_err(|errno| failed(what(), errno, NAME_DIR))?.cast();
+        let ptr = map_aligned(&fd, bytes, MapFlags::MAP_POPULATE).map_err(|errno| failed(what(), errno, NAME_DIR))?;
         // SAFETY: just mapped and known to nobody; the file is allocated in full, in a directory that nobody else may
         // enter, and nothing here makes it shorter.
         Ok(unsafe { Region::from_mapping(ptr, bytes, Box::new(fd)) })
+    }
+}
+
+/// Maps a file, shared, at an address that lets huge pages of it be mapped as such. The kernel chooses such addresses by
+/// itself only where huge pages are switched on for shared memory.
+fn map_aligned(fd: &OwnedFd, bytes: usize, flags: MapFlags) -> nix::Result<NonNull<u8>> {
+    let len = NonZeroUsize::new(bytes.next_multiple_of(crate::types::BLOCK_BYTES)).ok_or(Errno::EINVAL)?;
+    let room = len.checked_add(HUGE_BYTES).ok_or(Errno::ENOMEM)?;
+    // SAFETY: a new mapping touches no memory that anybody has.
+    let reserved = unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }?;
+    let before = reserved.addr().get().next_multiple_of(HUGE_BYTES) - reserved.addr().get();
+    let after = HUGE_BYTES - before;
+    // SAFETY: all three are parts of what was just reserved, and nobody knows of it.
+    unsafe {
+        let place = reserved.byte_add(before);
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let mapped = mmap(Some(place.addr()), len, access, MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | flags, fd, 0);
+        if mapped.is_err() {
+            munmap(reserved, room.get())?;
+            return mapped.map(NonNull::cast);
+        }
+        for (part, bytes) in [(reserved, before), (place.byte_add(len.get()), after)] {
+            if bytes > 0 {
+                munmap(part, bytes)?;
+            }
+        }
+        mapped.map(NonNull::cast)
+    }
+}
+
+/// Gives a file that is still empty huge pages, as far as the kernel has some at hand, whatever its settings for shared
+/// memory say: a record that lies in one piece is handed to the device as one, not as 249 pages. Without them all is the
+/// same, and slower. One page of each huge one must be there before; these are the only ones that the kernel has to copy.
+fn collapse_into_huge_pages(fd: &OwnedFd, bytes: usize) -> nix::Result<()> {
+    let bytes = bytes - bytes % HUGE_BYTES;
+    if bytes == 0 {
+        return Ok(());
+    }
+    nix::unistd::ftruncate(fd, bytes as i64)?;
+    for offset in (0..bytes).step_by(HUGE_BYTES) {
+        nix::sys::uio::pwrite(fd, &[0], offset as i64)?;
+    }
+    let ptr = map_aligned(fd, bytes, MapFlags::empty())?.cast();
+    // SAFETY: mapped here, unmapped here; the advice changes no content.
+    unsafe {
+        let advised = Errno::result(libc::madvise(ptr.as_ptr(), bytes, libc::MADV_COLLAPSE)).map(drop);
+        munmap(ptr, bytes)?;
+        advised
     }
 }
 
@@ -134,6 +181,15 @@ impl TailStore for ShmTails {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&dir, file_name(name).as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .map_err(|errno| fail("making the RAM tail", errno))?;
+        // Before it is known that there is room, nothing is allocated page by page.
+        let available = filesystem.map_or(0, |it| it.f_bavail.saturating_mul(it.f_bsize.unsigned_abs()));
+        let collapsed = match bytes as u64 <= available {
+            true => collapse_into_huge_pages(&fd, bytes),
+            false => Err(Errno::ENOSPC),
+        };
+        if let Err(errno) = collapsed {
+            tracing::debug!("no huge pages for the RAM tail {}: {}", path.display(), errno.desc());
+        }
         // All of it now: a page that cannot be had later would be a SIGBUS in the middle of a write.
         let allocated = nix::fcntl::fallocate(&fd, nix::fcntl::FallocateFlags::empty(), 0, bytes as i64);
         let mapped = allocated
@@ -234,6 +290,37 @@ mod tests {
         tails.remove(name(1)).expect("removed");
         tails.remove(name(1)).expect("again");
         assert_eq!(tails.list(name(1).cache), Ok(vec![name(2)]));
+    }
+
+    /// `ShmemPmdMapped` of the mapping, as the kernel tells it.
+    fn mapped_as_huge_bytes(path: &Path) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("readable");
+        let own = maps.split_once(path.to_str().expect("a path")).expect("it is mapped").1;
+        let line = own.lines().find_map(|line| line.strip_prefix("ShmemPmdMapped:")).expect("a field");
+        let kib = line.trim().trim_end_matches("kB").trim().parse::<usize>().expect("a number");
+        kib << 10
+    }
+
+    /// The kernel of the tests may have none to give, so what must hold is that nothing else changes: the size, what is
+    /// allocated, and that another process (here: another mapping) sees the same.
+    #[test]
+    fn huge_pages_change_neither_size_nor_content() {
+        let place = tempfile::tempdir_in("/dev/shm").expect("a tmpfs");
+        let tails = ShmTails::new(&place.path().join("tails"));
+        for (id, bytes) in [(1, 5 << 20), (2, HUGE_BYTES), (3, HUGE_BYTES - 4096)] {
+            let region = tails.create(name(id), bytes).expect("made");
+            let path = tails.path(name(id));
+            assert_eq!(region.len(), bytes);
+            let status = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).expect("there"));
+            assert!(status * 512 >= bytes as u64, "allocated in full");
+            eprintln!("{} of {bytes} bytes are mapped as huge pages", mapped_as_huge_bytes(&path));
+            let content = std::fs::read(&path).expect("read");
+            assert!(content.len() == bytes && content.iter().all(|byte| *byte == 0));
+            region.word(bytes - 8).store(7, Ordering::Release);
+            drop(region);
+            let region = tails.open(name(id)).expect("opens").expect("is there");
+            assert_eq!((region.word(bytes - 8).load(Ordering::Acquire), region.len()), (7, bytes));
+        }
     }
 
     #[test]
