@@ -309,6 +309,7 @@ fn writeback_in_words(now: &wb_core::engine::Status) -> String {
             Some(error) => format!("waiting to try again: {error}"),
             None => "waiting to try again".into(),
         },
+        Why::Refused if now.refused_blocks == 0 => "waiting: all that is left is lost, until it is overwritten".into(),
         Why::Refused => format!("waiting: the backing device refuses {} blocks, all that is left", now.refused_blocks),
         Why::Space => "writing back: the cache is nearly full".into(),
         Why::Drain => "writing everything back, as asked for".into(),

@@ -35,8 +35,9 @@ impl<E: Env> Inner<E> {
 
     /// Looks a block up and pins the slot it finds.
     ///
-    /// The index comes first, the ranges second. A range that appears in between is newer and counts; one that disappears
-    /// in between belongs to a segment younger than the pinned slot's, which the pin keeps from being reclaimed.
+    /// The index comes first, the ranges second. A range that appears in between is newer and counts; one that is younger
+    /// than the pinned slot cannot disappear in between: the pin keeps its segment, and reclaim, which goes from the oldest
+    /// on, removes the ranges of a segment only when no pin is left on it.
     pub(super) fn locate(&self, block: u64) -> Location<'_> {
         let found = self.index.lookup_with(self.addr(block), |entry| {
             entry.map(|entry| (entry, self.segments.pos(entry.slot), self.segments.pin(entry.slot)))

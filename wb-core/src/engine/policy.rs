@@ -46,7 +46,7 @@ pub enum Why {
     Failed,
     /// The last try failed; a pause.
     Waiting,
-    /// Few blocks are left, and the backing device refuses them; a pause.
+    /// What is left is refused by the backing device, or lost; a pause.
     Refused,
     /// Free space is needed.
     Space,
@@ -71,9 +71,9 @@ impl Why {
     pub fn works(self) -> bool {
         matches!(self, Why::Space | Why::Drain | Why::Watermark | Why::Between | Why::Idle | Why::Burst)
     }
-    /// Nothing presses.
-    pub fn is_gentle(self) -> bool {
-        matches!(self, Why::Between | Why::Idle)
+    /// Write-back goes as fast as it can.
+    pub fn presses(self) -> bool {
+        matches!(self, Why::Space | Why::Drain | Why::Watermark | Why::Burst)
     }
 }
 
@@ -84,6 +84,8 @@ struct Memory {
     running: bool,
     /// The burst of the quiet policy goes on up to this record.
     burst_to: Seq,
+    /// When it began, by the wall clock: what is dirty behind it is younger.
+    burst_ns: u64,
     /// Day on which the window of the quiet policy was last used.
     burst_day: u64,
     /// Requests counted at the last look, and the time when that number last changed.
@@ -152,7 +154,7 @@ impl<E: Env> Inner<E> {
         if dirty_tail.0 <= state.drain_to.load(Ordering::SeqCst) {
             return Why::Drain;
         }
-        if self.only_refused() {
+        if self.nothing_goes() {
             return Why::Refused;
         }
         let policy = state.policy.get();
@@ -194,7 +196,9 @@ impl<E: Env> Inner<E> {
             return Why::Burst;
         }
         let wall_ns = self.env.wall_ns();
-        let oldest = self.head.segments_from(dirty_tail, 1).pop().map_or(wall_ns, |live| live.opened_unix_ns);
+        let opened = self.head.segments_from(dirty_tail, 1).pop().map_or(wall_ns, |live| live.opened_unix_ns);
+        // [a trickle into one segment: once its first write is old, each later one would be written back at once]
+        let oldest = opened.max(memory.burst_ns);
         let old = quiet.age_ns.is_some_and(|age_ns| wall_ns.saturating_sub(oldest) >= age_ns);
         let (day, minute) = (wall_ns / DAY_NS, (wall_ns % DAY_NS / MINUTE_NS) as u32);
         let within = quiet.window.is_some_and(|(from, to)| match from <= to {
@@ -206,7 +210,7 @@ impl<E: Env> Inner<E> {
             if today {
                 memory.burst_day = day;
             }
-            memory.burst_to = newest;
+            (memory.burst_to, memory.burst_ns) = (newest, wall_ns);
             return Why::Burst;
         }
         Why::Quiet

@@ -29,8 +29,11 @@ impl<E: Env> Inner<E> {
             self.remove_entries(live).await;
         }
         for live in &freed {
-            self.served.ranges.lock().expect("not poisoned").remove_segment(live.segment);
+            // In this order: who holds a pin may have found a slot that only a range of the same segment hides, and looks
+            // for that range next [block written, zeroed, both written back, their segment reclaimed between the two
+            // looks of a read: the old bytes come back].
             self.segments.wait_unpinned(live.segment).await;
+            self.served.ranges.lock().expect("not poisoned").remove_segment(live.segment);
         }
         {
             let ranges = self.served.ranges.lock().expect("not poisoned");

@@ -66,8 +66,9 @@ impl<E: Env> Inner<E> {
         Ok(true)
     }
 
-    /// Moves poisoned ranges to the head; nothing else can be done with them.
-    pub(super) async fn relog_poison(self: &Arc<Self>, ranges: Vec<RangeItem>) -> Result<(), WindowError> {
+    /// Moves ranges to the head, block by block, as far as nothing younger is known: poison, with which nothing else can be
+    /// done, and zeroes that the backing device refuses.
+    pub(super) async fn relog_ranges(self: &Arc<Self>, ranges: Vec<RangeItem>) -> Result<(), WindowError> {
         if ranges.is_empty() {
             return Ok(());
         }
@@ -80,7 +81,7 @@ impl<E: Env> Inner<E> {
                 let overwritten =
                     self.index.lookup(self.addr(block)).is_some_and(|entry| self.segments.pos(entry.slot) > range.pos);
                 if same && !overwritten {
-                    self.relog_range(RangeKind::Poison, block..block + 1).await.map_err(cache_error)?;
+                    self.relog_range(range.kind, block..block + 1).await.map_err(cache_error)?;
                 }
             }
         }

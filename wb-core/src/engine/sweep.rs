@@ -175,7 +175,8 @@ impl<E: Env> Inner<E> {
                     }
                 }
                 Step::Written(run, Ok(())) => {
-                    self.writeback.refused.accept(run.members[0].0.addr.block());
+                    let first = run.members[0].0.addr.block();
+                    self.writeback.refused.accept(first..first + run.members.len() as u64);
                     self.writeback.progress.done(run.members.len() as u64, self.env.now_ns());
                 }
                 // The neighbours of a bad sector are good, and it may pass: each block gets a try alone.
@@ -203,7 +204,8 @@ impl<E: Env> Inner<E> {
 
     /// When another write may go, with so many in flight; `None`: not before one of them has ended.
     fn may_write(&self, writing: usize, next_ns: u64) -> Option<u64> {
-        let gentle = self.why().is_gentle();
+        // Also when what it began for is over, as when the users of an idle volume are back.
+        let gentle = !self.why().presses();
         let depth = if gentle { GENTLE_DEPTH.min(self.config.writeback_depth) } else { self.config.writeback_depth };
         (writing < depth).then_some(if gentle { next_ns } else { 0 })
     }

@@ -191,3 +191,41 @@ fn survivors_of_a_crash_are_a_prefix() {
         walk(seed);
     }
 }
+
+/// [block written, zeroed, both written back, their segment reclaimed between the two looks of a read: the old bytes come
+/// back]: the first look is done here, and reclaim runs while its pin is held.
+#[test]
+fn a_pin_keeps_the_ranges_of_its_segment() {
+    let world = World::new(7);
+    let env = world.sim.group("engine");
+    let (inner_env, opening) = (env.clone(), open(env.clone(), world.cache.clone(), world.backing.clone()));
+    let done = world.sim.start(&env, async move {
+        let engine = opening.await.expect("opens");
+        let service = engine.volume();
+        service.write(0, 4096, &[1; 4096][..], false).await.expect("writes");
+        service.write_zeroes(0, 4096, false).await.expect("zeroes");
+        for block in 16..64 {
+            service.write(block * 4096, 4096, &[2; 4096][..], false).await.expect("writes");
+        }
+        engine.drain().await.expect("drains");
+        let inner = engine.inner.clone();
+        assert!(inner.piece_at(0).is_some(), "the range is kept until then, too");
+        let pin = inner
+            .index
+            .lookup_with(inner.addr(0), |entry| entry.map(|entry| inner.segments.pin(entry.slot)))
+            .expect("what is superseded stays in the index until its segment is reclaimed");
+        let reclaiming = inner.clone();
+        inner_env.spawn(async move {
+            reclaiming.writeback.space_wanted.store(true, std::sync::atomic::Ordering::SeqCst);
+            reclaiming.reclaim(None, None).await.expect("reclaims");
+        });
+        inner_env.sleep(1_000_000_000).await;
+        assert!(inner.piece_at(0).is_some(), "the second look finds what hides the slot");
+        drop(pin);
+        inner_env.sleep(1_000_000_000).await;
+        assert!(inner.piece_at(0).is_none(), "reclaimed");
+        assert_eq!(service.read(0, 4096).await.expect("reads")[0], 0);
+    });
+    world.sim.run_until(|| done.is_done()).expect("runs");
+    done.take().expect("done");
+}

@@ -412,7 +412,8 @@ impl<E: Env> Inner<E> {
         let mut payload = 0;
         for (entry, block) in record.entries_with_blocks() {
             match (entry.kind, block) {
-                (EntryKind::Dirty, Some(block)) => {
+                // A clean one may have inherited the dirtiness of what it superseded.
+                (EntryKind::Dirty | EntryKind::Clean, Some(block)) => {
                     let slot = self.geometry.slot(live.segment, block);
                     let pos = LogPos(live.pos.0 + u64::from(block));
                     self.gather_payload(Item::new(entry.addr, slot, entry.mask, Some(entry.crc)), pos, durable, window);

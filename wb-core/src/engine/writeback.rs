@@ -135,6 +135,14 @@ enum Work {
     Stop,
 }
 
+/// What of a window could not be written.
+struct Failed {
+    /// Payload.
+    stuck: Vec<Stuck>,
+    /// Blocks of ranges of zeroes, one by one.
+    unzeroed: Vec<RangeItem>,
+}
+
 /// Why a window did not end.
 #[derive(Debug)]
 pub(super) enum WindowError {
@@ -215,7 +223,9 @@ impl<E: Env> Inner<E> {
             tracing::error!("write-back: {text}; the data stays in the cache, trying again");
         }
         state.waiting.store(true, Ordering::SeqCst);
-        self.env.sleep(pause_ns).await;
+        // A stop does not wait for it.
+        let stop = state.event.wait_until(|| state.is_stopping().then_some(()));
+        select(pin!(self.env.sleep(pause_ns)), pin!(stop)).await;
         state.waiting.store(false, Ordering::SeqCst);
     }
 
@@ -261,10 +271,19 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// All that is dirty, more or less, was refused lately, and every such place is to be left alone now.
-    pub(super) fn only_refused(&self) -> bool {
-        let refused = &self.writeback.refused;
-        refused.blocks() > 0 && self.index.dirty_len() <= refused.blocks() && refused.all_pause(self.env.now_ns())
+    /// Nothing of what is dirty can be written back now: it was refused lately, and every such place is to be left alone for
+    /// a while, or it is lost. A window would only log it anew [one poisoned block, and nobody asks anything: the log goes
+    /// round and round at the speed of the devices].
+    pub(super) fn nothing_goes(&self) -> bool {
+        let (ranges, poisoned) = match self.served.range_pieces.load(Ordering::SeqCst) {
+            0 => (0, 0),
+            _ => {
+                let ranges = self.served.ranges.lock().expect("not poisoned");
+                (ranges.dirty_blocks(), ranges.poisoned_blocks())
+            }
+        };
+        let held = self.writeback.refused.blocks() + poisoned;
+        held > 0 && self.index.dirty_len() + ranges <= held && self.writeback.refused.all_pause(self.env.now_ns())
     }
 
     /// Memory of a window's list of items, at most.
@@ -345,13 +364,13 @@ impl<E: Env> Inner<E> {
         self.writeback.event.notify_all(); // writers may have to be slowed down
         match limits.zone {
             Some(_) => self.write_zone(&window, dirty_tail).await,
-            None => self.write_prefix(&window).await,
+            None => self.write_prefix(&window, durable.0).await,
         }
     }
 
     /// A part of the disk.
     async fn write_zone(self: &Arc<Self>, window: &Window, dirty_tail: Seq) -> Result<(), WindowError> {
-        let stuck = match self.write_window(window).await {
+        let Failed { stuck, unzeroed: _ } = match self.write_window(window).await {
             Err(WindowError::TooLarge(_)) => {
                 self.writeback.stuck.store(true, Ordering::SeqCst);
                 return Ok(());
@@ -375,20 +394,24 @@ impl<E: Env> Inner<E> {
     }
 
     /// The oldest part of the log.
-    async fn write_prefix(self: &Arc<Self>, window: &Window) -> Result<(), WindowError> {
-        let stuck = match self.write_window(window).await {
+    async fn write_prefix(self: &Arc<Self>, window: &Window, durable: Seq) -> Result<(), WindowError> {
+        let failed = match self.write_window(window).await {
             Err(WindowError::TooLarge(what)) => return self.take_less(window.segments, what),
             result => result?,
         };
-        let refused = stuck.iter().filter(|stuck| stuck.data.is_some()).count();
+        let Failed { stuck, unzeroed } = failed;
+        let mut refused: Vec<u64> =
+            stuck.iter().filter(|stuck| stuck.data.is_some()).map(|stuck| stuck.item.addr.block()).collect();
+        refused.extend(unzeroed.iter().map(|range| range.blocks.start));
         self.writeback.stuck.store(!stuck.is_empty(), Ordering::SeqCst);
         if !stuck.is_empty() {
             self.relog(stuck).await?;
         }
-        self.writeback.refused.relogged(refused as u64);
-        let poison: Vec<RangeItem> =
-            window.ranges.iter().filter(|range| range.kind == RangeKind::Poison).cloned().collect();
-        self.relog_poison(poison).await?;
+        let poison = window.ranges.iter().filter(|range| range.kind == RangeKind::Poison);
+        self.relog_ranges(poison.clone().cloned().chain(unzeroed).collect()).await?;
+        // What is left there of it has been overwritten.
+        self.ranges_are_clean(poison);
+        self.writeback.refused.relogged(&refused, window.end >= durable);
         let probes = self.renew_probes(window).await;
         self.reclaim(Some(window.end.next()), probes).await?;
         let cap = &self.writeback.segments_max;
@@ -407,16 +430,17 @@ impl<E: Env> Inner<E> {
         Err(WindowError::Backing(format!("more than {} {what}", self.stuck_max())))
     }
 
-    /// Writes ranges and payload, flushes the backing device, marks clean. Gives the blocks that failed.
-    async fn write_window(self: &Arc<Self>, window: &Window) -> Result<Vec<Stuck>, WindowError> {
+    /// Writes ranges and payload, flushes the backing device, marks clean. Gives what failed.
+    async fn write_window(self: &Arc<Self>, window: &Window) -> Result<Failed, WindowError> {
         let late = self.config.has_bug(PlantedBug::DiscardAppliedLate);
+        let mut unzeroed = Vec::new();
         if !late {
-            self.apply_ranges(&window.ranges).await?;
+            unzeroed = self.apply_ranges(&window.ranges, self.stuck_max()).await?;
         }
         let lost = if window.segments > 1 { self.stuck_max() } else { usize::MAX };
         let stuck = self.sweep(&window.items, StuckLimits { refused: self.stuck_max(), lost }).await?;
         if late {
-            self.apply_ranges(&window.ranges).await?;
+            unzeroed = self.apply_ranges(&window.ranges, self.stuck_max()).await?;
         }
         let wrote = !window.items.is_empty() || window.ranges.iter().any(|range| range.kind != RangeKind::Poison);
         if wrote && !self.config.has_bug(PlantedBug::FreeBeforeBackingFlush) {
@@ -425,7 +449,7 @@ impl<E: Env> Inner<E> {
             flushed.map_err(|error| WindowError::Backing(format!("FLUSH of the backing device failed: {error}")))?;
         }
         self.mark_clean(window, &stuck).await;
-        Ok(stuck)
+        Ok(Failed { stuck, unzeroed })
     }
 
     /// What is still the version that was written is clean now.
@@ -439,8 +463,12 @@ impl<E: Env> Inner<E> {
                 self.env.yield_now().await;
             }
         }
+        self.ranges_are_clean(window.ranges.iter().filter(|range| range.kind != RangeKind::Poison));
+    }
+
+    fn ranges_are_clean<'a>(&self, items: impl Iterator<Item = &'a RangeItem>) {
         let mut ranges = self.served.ranges.lock().expect("not poisoned");
-        for range in window.ranges.iter().filter(|range| range.kind != RangeKind::Poison) {
+        for range in items {
             if ranges.set_clean(range.blocks.clone(), range.pos).is_err() {
                 // It has been applied; only the flag says otherwise, until its segment is reclaimed.
                 tracing::debug!("range map full: {:?} stays marked dirty", range.blocks);

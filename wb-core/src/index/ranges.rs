@@ -40,6 +40,14 @@ pub struct Piece {
     pub dirty: bool,
 }
 
+impl Piece {
+    /// So many blocks of it count as dirty, and as dirty and poison.
+    fn weight(&self, blocks: u64) -> (u64, u64) {
+        let dirty = if self.dirty { blocks } else { 0 };
+        (dirty, if self.kind == RangeKind::Poison { dirty } else { 0 })
+    }
+}
+
 /// There would be more pieces than the map may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the map of zeroed and discarded ranges is full ({capacity} pieces)")]
@@ -69,6 +77,8 @@ pub struct RangeMap {
     spans: BTreeMap<u64, Span>,
     capacity: usize,
     dirty_blocks: u64,
+    /// Those of them that are poison, which stays dirty until it is overwritten.
+    poisoned_blocks: u64,
     /// Number of pieces per segment that has some.
     segments: BTreeMap<SegmentNo, usize>,
     /// New pieces of the change that is being made; kept for its memory.
@@ -78,7 +88,14 @@ pub struct RangeMap {
 impl RangeMap {
     /// An empty map that will hold at most `capacity` pieces.
     pub fn new(capacity: usize) -> RangeMap {
-        RangeMap { spans: BTreeMap::new(), capacity, dirty_blocks: 0, segments: BTreeMap::new(), fresh: Vec::new() }
+        RangeMap {
+            spans: BTreeMap::new(),
+            capacity,
+            dirty_blocks: 0,
+            poisoned_blocks: 0,
+            segments: BTreeMap::new(),
+            fresh: Vec::new(),
+        }
     }
 
     /// Most pieces the map holds.
@@ -104,6 +121,11 @@ impl RangeMap {
     /// Number of blocks of dirty pieces.
     pub fn dirty_blocks(&self) -> u64 {
         self.dirty_blocks
+    }
+
+    /// Number of blocks of dirty pieces that are poison: nothing of them can be applied to the backing device.
+    pub fn poisoned_blocks(&self) -> u64 {
+        self.poisoned_blocks
     }
 
     /// The piece that covers `block`.
@@ -159,11 +181,13 @@ impl RangeMap {
     /// seen to it that they are applied to the backing device or superseded.
     pub fn remove_segment(&mut self, segment: SegmentNo) -> usize {
         let Some(count) = self.segments.remove(&segment) else { return 0 };
-        let dirty_blocks = &mut self.dirty_blocks;
+        let (dirty_blocks, poisoned_blocks) = (&mut self.dirty_blocks, &mut self.poisoned_blocks);
         self.spans.retain(|&start, span| {
             let stays = span.piece.segment != segment;
-            if !stays && span.piece.dirty {
-                *dirty_blocks -= span.end - start;
+            if !stays {
+                let (dirty, poisoned) = span.piece.weight(span.end - start);
+                *dirty_blocks -= dirty;
+                *poisoned_blocks -= poisoned;
             }
             stays
         });
@@ -226,14 +250,16 @@ impl RangeMap {
 
     /// Keeps the counters when a piece comes or goes.
     fn count(&mut self, blocks: Range<u64>, piece: Piece, comes: bool) {
-        let dirty = if piece.dirty { blocks.end - blocks.start } else { 0 };
+        let (dirty, poisoned) = piece.weight(blocks.end - blocks.start);
         let pieces = self.segments.entry(piece.segment).or_insert(0);
         if comes {
             *pieces += 1;
             self.dirty_blocks += dirty;
+            self.poisoned_blocks += poisoned;
         } else {
             *pieces -= 1;
             self.dirty_blocks -= dirty;
+            self.poisoned_blocks -= poisoned;
             if *pieces == 0 {
                 self.segments.remove(&piece.segment);
             }
@@ -325,7 +351,8 @@ mod tests {
         assert_eq!(map.overlaps(0..u64::MAX).collect::<Vec<_>>(), runs);
         assert_eq!((map.len(), map.is_empty()), (runs.len(), runs.is_empty()));
         let dirty = model.0.iter().flatten().filter(|piece| piece.dirty).count() as u64;
-        assert_eq!(map.dirty_blocks(), dirty);
+        let poisoned = model.0.iter().flatten().filter(|piece| piece.dirty && piece.kind == RangeKind::Poison).count();
+        assert_eq!((map.dirty_blocks(), map.poisoned_blocks()), (dirty, poisoned as u64));
         for block in 0..BLOCKS {
             assert_eq!(map.lookup(block), model.0[block as usize]);
         }

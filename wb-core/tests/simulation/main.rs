@@ -7,6 +7,7 @@ mod large;
 mod reference;
 mod scenarios;
 mod unwritable;
+mod writeback;
 
 use std::ops::Range;
 use wb_core::sim::scenario::{self, Outcome, System};

@@ -19,7 +19,7 @@ pub(super) const SEGMENT_BYTES: u64 = 64 << 10;
 pub(super) const SEGMENTS: u64 = 12;
 const CACHE_BYTES: u64 = (SEGMENTS + 1) * SEGMENT_BYTES + (64 << 10);
 /// Payload blocks of a record that fills a segment.
-const WHOLE: usize = 14;
+pub(super) const WHOLE: usize = 14;
 
 /// Two devices and the engine on them.
 pub(super) struct Bench {
@@ -97,13 +97,13 @@ impl Bench {
     }
 }
 
-async fn put(engine: &Engine<SimEnv>, block: u64, blocks: usize, fill: u8) {
+pub(super) async fn put(engine: &Engine<SimEnv>, block: u64, blocks: usize, fill: u8) {
     let bytes = vec![fill; blocks * 4096];
     engine.volume().write(block * 4096, bytes.len(), &bytes[..], false).await.expect("writes");
 }
 
 /// The first byte of a block.
-async fn get(engine: &Engine<SimEnv>, block: u64) -> u8 {
+pub(super) async fn get(engine: &Engine<SimEnv>, block: u64) -> u8 {
     engine.volume().read(block * 4096, 4096).await.expect("reads")[0]
 }
 
