@@ -157,13 +157,13 @@ fn write_back_stays_gentle_when_the_user_comes_back() {
             env.sleep(1_000_000).await;
         }
         let begun_ns = env.now_ns();
-        while engine.status().dirty_bytes > 0 && env.now_ns() - begun_ns < 10 * SECOND {
+        while env.now_ns() - begun_ns < 45_000_000 {
             get(&engine, 900).await;
             env.sleep(1_000_000).await;
         }
-        // 84 writes of 10 ms: 210 ms and a flush with four in flight, 30 with 32.
-        let took_ms = (env.now_ns() - begun_ns) / 1_000_000;
-        assert!(took_ms >= 150, "{took_ms} ms");
+        // Writes of 10 ms, four in flight; 32 would be through with the zone by now.
+        let writes = device.counters().writes - before;
+        assert!((4..=24).contains(&writes), "{writes} writes in 45 ms");
     });
     done.expect("starts");
 }
