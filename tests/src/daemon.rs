@@ -239,9 +239,15 @@ impl Daemon {
 
     /// `wb-daemon stop`, and waits for the end of the process, which must be a good one.
     #[track_caller]
-    pub fn stop(mut self) {
+    pub fn stop(self) {
         let ran = self.control(&["stop"]);
         assert_eq!(ran.code, 0, "stop: {}\n{}", ran.stderr, self.log());
+        self.ended();
+    }
+
+    /// Waits for the end of the process, which must be a good one.
+    #[track_caller]
+    pub fn ended(mut self) {
         let mut child = self.child.take().expect("a daemon that runs");
         let begun = Instant::now();
         loop {
@@ -252,7 +258,7 @@ impl Daemon {
             if begun.elapsed() > PATIENCE {
                 child.kill().expect("our own child");
                 child.wait().expect("our own child");
-                panic!("the daemon does not end after a stop:\n{}", self.log());
+                panic!("the daemon does not end:\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(2));
         }

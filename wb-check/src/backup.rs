@@ -6,6 +6,7 @@
 use anyhow::Context as _;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use wb_cli::NextStep;
@@ -32,14 +33,25 @@ impl BackupFile {
             }
             None => beside(cache)?,
         };
-        let begun = writeln!(file, "writeboost backup 1 {uuid}").and_then(|()| file.sync_all());
+        // Its name, too, must outlive a power cut.
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let begun =
+            writeln!(file, "writeboost backup 1 {uuid}").and_then(|()| file.sync_all()).and_then(
+                |()| match File::open(directory) {
+                    Ok(directory) => directory.sync_all(),
+                    // One may write there and not look.
+                    Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+                    Err(error) => Err(error),
+                },
+            );
         begun.with_context(|| format!("cannot write the backup file {}", path.display()))?;
         Ok(BackupFile { path, file })
     }
 }
 
 fn open_new(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).open(path)
+    // It holds what the cache holds: for its owner only.
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn beside(cache: &Path) -> anyhow::Result<(PathBuf, File)> {

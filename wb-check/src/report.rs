@@ -52,13 +52,13 @@ fn finding(found: &check::Finding) -> Finding {
     }
 }
 
-/// The exit code of a verdict.
-pub fn exit(verdict: Verdict) -> CheckExit {
-    match verdict {
-        Verdict::Clean => CheckExit::CLEAN,
-        Verdict::Corrected => CheckBit::Corrected.into(),
-        Verdict::Errors => CheckBit::ErrorsLeft.into(),
-    }
+/// The exit code: the sum of what applies.
+pub fn exit(report: &Report) -> CheckExit {
+    let any = |corrected: bool| {
+        report.findings.iter().any(|found| found.severity > check::Severity::Note && found.corrected == corrected)
+    };
+    let add = |exit: CheckExit, bit, applies| if applies { exit.with(bit) } else { exit };
+    add(add(CheckExit::CLEAN, CheckBit::Corrected, any(true)), CheckBit::ErrorsLeft, any(false))
 }
 
 /// One line per finding.

@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-use uuid::Uuid;
 use wb_cli::check_args::{CheckAction, CheckPlan};
 use wb_cli::error::{NextStep, UsageError};
 use wb_cli::exit::CheckExit;
@@ -14,7 +13,7 @@ use wb_cli::json::check::{CheckReport, Verdict};
 use wb_cli::progress::{Progress, ProgressUnit};
 use wb_cli::{Context, output};
 use wb_core::check::{self, CheckOptions, Examination, RepairOptions, ReplayOptions, Report};
-use wb_core::rt::{Access, BlockingDisk, DeviceKind, Opened, block_on_ready, open_blocking, same_device};
+use wb_core::rt::{Access, BlockingDisk, DeviceKind, Opened, block_on_ready, boot_id, open_blocking, same_device};
 
 /// A killed daemon holds its claim until the kernel has ended its requests, also after its process is gone.
 const CLAIM_WAIT_NS: u64 = 5_000_000_000;
@@ -78,17 +77,11 @@ fn finish(document: CheckReport, report: &Report, ctx: &mut Context) -> anyhow::
         true => ctx.out.json(&document)?,
         false => show(&document, report, ctx)?,
     }
-    Ok(exit(document.verdict))
+    Ok(exit(report))
 }
 
 fn now_unix_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64)
-}
-
-/// The kernel's name of this boot; zero if it does not tell.
-fn boot_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().parse::<Uuid>().map_or([0; 16], Uuid::into_bytes)
 }
 
 struct Repair<'a> {
@@ -120,6 +113,9 @@ impl Repair<'_> {
                 writeln!(ctx.out, "  {line}")?;
             }
             ctx.out.flush()?;
+        } else if !self.yes {
+            // What is asked about must have been seen.
+            steps.lines().iter().for_each(|line| eprintln!("plan: {line}"));
         }
         if !self.yes && !output::confirm("Repair?", "add --yes to repair without asking")? {
             return finish(document(path, &found.report()), &found.report(), ctx);

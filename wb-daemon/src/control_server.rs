@@ -93,19 +93,29 @@ async fn answer(daemon: &Rc<Daemon>, stream: &Stream, request: Request) -> Optio
             if !force && let Some(refusal) = in_use(daemon, "--force takes it away from its users").await {
                 return Some(refusal);
             }
-            if first && let Some(Response::Error { message, next_step }) = drain(daemon, stream, true, "").await {
-                return Some(Response::Error { message, next_step });
+            // Who stops waiting for it stops nothing but the waiting: the drain goes on, the service, too.
+            if first && let failed @ Response::Error { .. } = drain(daemon, stream, true, "").await? {
+                return Some(failed);
             }
             daemon.end(Ending::Stop { force }, timeout_ms.map(|ms| ms.saturating_mul(1_000_000)));
             Some(ended(daemon).await)
         }
         Request::Detach { wait } => {
-            if let Some(refusal) = in_use(daemon, "unmount or close it first").await {
+            if let Some(refusal) = in_use(daemon, "unmount or close it first").await.or_else(|| has_clients(daemon)) {
                 return Some(refusal);
             }
-            let drained = drain(daemon, stream, wait, "").await?;
+            if !wait {
+                let later = daemon.clone();
+                rt::spawn(async move { detach_later(&later).await });
+                let bytes = daemon.engine.status().dirty_bytes;
+                return Some(Response::Done { message: format!("draining {bytes} bytes, then detaching") });
+            }
+            let drained = drain(daemon, stream, true, "").await?;
             if let Response::Error { .. } = drained {
                 return Some(drained);
+            }
+            if let Some(refusal) = not_detachable(daemon).await {
+                return Some(refusal);
             }
             daemon.end(Ending::Detach, None);
             Some(ended(daemon).await)
@@ -124,6 +134,48 @@ async fn in_use(daemon: &Rc<Daemon>, step: &str) -> Option<Response> {
             "unmount or close it; `wb-daemon upgrade` and SIGTERM leave it to the next daemon; {step}"
         )),
     })
+}
+
+/// The refusal to detach while NBD clients are connected: what they write would stay in the cache.
+fn has_clients(daemon: &Rc<Daemon>) -> Option<Response> {
+    let clients = daemon.server.as_ref().map_or(0, |server| server.connections());
+    (clients > 0).then(|| Response::Error {
+        message: format!("{clients} NBD clients are connected"),
+        next_step: Some("disconnect them first; `wb-daemon drain` works beside them".into()),
+    })
+}
+
+/// The refusal to detach what was drained. After it the service goes on as before.
+async fn not_detachable(daemon: &Rc<Daemon>) -> Option<Response> {
+    if let Some(refusal) = in_use(daemon, "unmount or close it first").await.or_else(|| has_clients(daemon)) {
+        return Some(refusal);
+    }
+    let now = daemon.engine.status();
+    (now.dirty_tail <= now.head).then(|| Response::Error {
+        message: match (now.refused_blocks, now.poisoned_blocks) {
+            (0, 0) => "the cache holds dirty data again".into(),
+            (0, lost) => {
+                format!("{lost} blocks are lost: the cache alone knows that they are not to be read from the disk")
+            }
+            (refused, _) => format!("the backing device refuses {refused} blocks"),
+        },
+        next_step: Some("overwrite or discard what is lost, or drain once more".into()),
+    })
+}
+
+/// Drains, then detaches, while nobody waits; what is in the way is in the log.
+async fn detach_later(daemon: &Rc<Daemon>) {
+    let refusal = match daemon.engine.drain().await {
+        Err(error) => Some(Response::Error { message: format!("the drain failed: {error}"), next_step: None }),
+        Ok(()) => not_detachable(daemon).await,
+    };
+    if daemon.ending().is_some() {
+        return;
+    }
+    match refusal {
+        Some(Response::Error { message, .. }) => tracing::error!("not detached: {message}"),
+        _ => daemon.end(Ending::Detach, None),
+    }
 }
 
 /// Ends the service and lets another program, of the same arguments, take its place in this process.
@@ -200,6 +252,10 @@ async fn drain(daemon: &Rc<Daemon>, stream: &Stream, wait: bool, done: &str) -> 
             errors: now.counters.writeback_errors,
         };
         stream.send_bytes(&to_line(&Response::Progress(progress))).await.ok()?;
+    }
+    if let Err(error) = work.await {
+        let message = format!("not everything was written back: {error}, or the daemon is being stopped");
+        return Some(Response::Error { message, next_step: Some("see the daemon's log, then drain again".into()) });
     }
     let seconds = (rt::now_ns() - started_ns) as f64 / 1e9;
     let refused = daemon.engine.status().refused_blocks;

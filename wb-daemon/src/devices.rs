@@ -60,12 +60,6 @@ async fn is_cache(disk: &RtDisk) -> bool {
     result.is_ok() && Superblock::has_magic(&buf)
 }
 
-/// The kernel's id of this boot; zeroes if it cannot be read.
-pub fn boot_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    uuid::Uuid::try_parse(text.trim()).map_or([0; 16], uuid::Uuid::into_bytes)
-}
-
 /// Makes the directory of a socket if it is missing.
 pub fn make_parent(path: &Path) -> anyhow::Result<()> {
     let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };

@@ -249,7 +249,7 @@ async fn open_engine(plan: &RunPlan, devices: Devices) -> anyhow::Result<(Engine
         cache: Arc::new(devices.cache),
         backing: devices.backing,
         config: engine_config(&plan.cache),
-        boot_id: devices::boot_id(),
+        boot_id: rt::boot_id(),
         tails: Some(Arc::new(rt::ShmTails::new(&plan.cache.tail_dir()))),
         accept_loss: plan.accept_loss,
         read_only: plan.cache.read_only,

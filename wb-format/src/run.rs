@@ -12,11 +12,11 @@ use wb_cli::exit::Exit;
 use wb_cli::format_args::FormatPlan;
 use wb_cli::json::format::Formatted;
 use wb_cli::{Context, output, units};
-use wb_core::check::survey;
+use wb_core::check::{ram_tail_is_alive, survey};
 use wb_core::format::{Geometry, Superblock};
 use wb_core::io::{Buf, Disk};
 use wb_core::meta::{self, FormatOptions};
-use wb_core::rt::{BlockingDisk, DeviceKind, block_on_ready};
+use wb_core::rt::{BlockingDisk, DeviceKind, block_on_ready, boot_id};
 
 /// Does what was asked for.
 pub fn run(plan: FormatPlan, ctx: &mut Context) -> anyhow::Result<Exit> {
@@ -130,6 +130,10 @@ fn refuse_cache(disk: &BlockingDisk, plan: &FormatPlan) -> anyhow::Result<()> {
         Ok(found) if found.log.refusal.is_some() || found.rebuilt_anchor.is_some() => {
             Some("may hold data that no disk has (its log is damaged)".to_owned())
         }
+        Ok(found) if ram_tail_is_alive(&found, boot_id()) => Some(
+            "its daemon died and left acknowledged writes in memory, which the next start of wb-daemon would save"
+                .to_owned(),
+        ),
         Ok(found) => {
             let ranges = found.log.live.ranges().any(|(_, piece)| piece.dirty);
             let blocks = found.log.live.dirty_blocks();

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use wb_cli::NextStep;
 use wb_cli::error::UsageError;
@@ -106,7 +106,8 @@ impl Drop for Target {
 
 fn create(path: &Path, size_bytes: u64) -> anyhow::Result<bool> {
     let failed = || format!("cannot create {}", path.display());
-    let file = OpenOptions::new().write(true).create_new(true).open(path).with_context(failed)?;
+    // It will hold users' data: for its owner only.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(failed)?;
     let sized = file.set_len(size_bytes).with_context(failed);
     if sized.is_err() {
         let _ = fs::remove_file(path);

@@ -235,3 +235,51 @@ fn a_repaired_cache_is_served_and_what_is_not_named_is_unchanged() {
         }
     }
 }
+
+/// [the tail passes a poisoned block, its segment is used again, and a read gets old data from the backing device]
+#[test]
+fn a_replay_keeps_what_is_lost() {
+    let mut world = World::new(300);
+    world.work_and_crash("first", 10);
+    let (_, log) = world.look();
+    // Beyond D it would be a torn tail.
+    let counts = |version: &super::live::Version| version.dirty && version.seq <= log.durable;
+    let (lost, version) = log.live.blocks().find(|(_, version)| counts(version)).expect("something is dirty");
+    let geometry = crate::format::Geometry::new(CACHE_BYTES, 64 << 10).expect("a geometry");
+    let slot = geometry.slot_offset(version.slot).0;
+    world.cache.flip_bit(slot, 3);
+    let (cache, backing) = (world.cache.open(&world.sim.env()), world.backing.open(&world.sim.env()));
+    let replaying = async move {
+        let found = examine(&cache, VERIFY, &mut |_| {}).await.expect("a cache");
+        let options = RepairOptions { check: VERIFY, now_unix_ns: 9, boot_id: [0; 16] };
+        repair(&cache, &found, options, &mut Vec::new(), &mut |_| {}).await.expect("repairs");
+        let found = examine(&cache, VERIFY, &mut |_| {}).await.expect("a cache");
+        replay(&cache, &backing, &found, &ReplayOptions::default(), &mut |_| {}).await.expect("replays")
+    };
+    let report = world.sim.run(replaying).expect("runs");
+    assert!(report.is_complete() && report.poisoned == 1, "{report:?}");
+    let (report, log) = world.look();
+    let piece = *log.live.range(lost).expect("it is still known as lost");
+    assert_eq!(
+        (report.verdict(), report.dirty_blocks, piece.kind),
+        (Verdict::Clean, 0, crate::format::EntryKind::Poison)
+    );
+    assert!(piece.seq >= log.anchor.dirty_tail, "the tail has not passed it");
+    // Once round the ring and more, all of it written back.
+    let env = world.sim.group("second");
+    let opening = open(env.clone(), world.cache.clone(), world.backing.clone());
+    let done = world.sim.start(&env, async move {
+        let engine = opening.await;
+        let service = engine.volume();
+        for round in 0..20u64 {
+            for at in (0..64).map(|at| at + 64 * (round % 4)).filter(|at| *at != lost.block()) {
+                let bytes = [round as u8 + 1; BLOCK_BYTES];
+                service.write(at * BLOCK_BYTES_U64, BLOCK_BYTES, &bytes[..], false).await.expect("writes");
+            }
+            engine.drain().await.expect("drains");
+        }
+        service.read(lost.block() * BLOCK_BYTES_U64, BLOCK_BYTES).await.map(|data| data[0])
+    });
+    world.sim.run_until(|| done.is_done()).expect("works");
+    assert!(done.take().expect("done").is_err(), "what is lost is not read from the disk");
+}

@@ -9,7 +9,7 @@ use crate::format::{Anchor, BadSegments, RecordFlags, RecordHeader, SegmentSumma
 use crate::io::{Disk, IoError};
 use crate::log::ScannedRecord;
 use crate::log::chain::records_of_summary;
-use crate::meta::{MetaView, read_view};
+use crate::meta::{MetaError, MetaView, read_view};
 use crate::types::*;
 
 /// Most findings of one kind that are named one by one.
@@ -75,6 +75,16 @@ pub struct Examination {
     pub stale_below: Option<Seq>,
     /// Payload blocks verified.
     pub verified_blocks: u64,
+}
+
+impl Examination {
+    /// Refuses caches with features that only newer versions may change.
+    pub(super) fn check_writable(&self) -> Result<(), CheckError> {
+        match self.superblock.ro_compat {
+            0 => Ok(()),
+            bits => Err(MetaError::ReadOnlyFeatures(bits).into()),
+        }
+    }
 }
 
 /// Looks at everything.

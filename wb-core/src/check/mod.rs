@@ -26,7 +26,7 @@ pub mod view;
 
 pub use examine::{Examination, HeaderDamage, Rot, examine, survey};
 pub use plan::{Plan, plan};
-pub use repair::{Backup, RepairOptions, repair};
+pub use repair::{Backup, RepairOptions, ram_tail_is_alive, repair};
 pub use replay::{ReplayOptions, ReplayReport, replay};
 pub use report::{Finding, Report, Severity, Verdict};
 pub use view::{LogSource, LogView};

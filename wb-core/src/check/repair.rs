@@ -10,7 +10,7 @@ use super::examine::{Examination, examine};
 use super::plan::plan;
 use super::report::Report;
 use super::{CheckError, CheckOptions, Progress};
-use crate::format::{Entry, EntryKind, RecordHeader, VolumeTable};
+use crate::format::{Anchor, Entry, EntryKind, RecordHeader, VolumeTable};
 use crate::io::Disk;
 use crate::meta::{
     next_anchor_generation, write_anchor_both, write_at, write_bad_segments, write_superblock, write_volumes,
@@ -44,9 +44,11 @@ pub struct RepairOptions {
 /// True if a daemon that died in this boot left acknowledged writes in memory. A clean mark does not say otherwise: it
 /// stays from the start on until the first record is on the device, and what is acknowledged may lie in memory before
 /// that. A clean stop leaves no tail.
-pub(super) fn ram_tail_is_alive(found: &Examination, boot_id: [u8; 16]) -> bool {
-    let anchor = &found.log.anchor;
-    anchor.ram_tail_id != [0; 16] && boot_id != [0; 16] && anchor.boot_id == boot_id
+///
+/// All anchors that can be read are asked: the one that the log goes by may be one that was made up for two that are lost.
+pub fn ram_tail_is_alive(found: &Examination, boot_id: [u8; 16]) -> bool {
+    let names = |anchor: &Anchor| anchor.ram_tail_id != [0; 16] && boot_id != [0; 16] && anchor.boot_id == boot_id;
+    std::iter::once(&found.log.anchor).chain(found.meta.anchors.iter().flatten()).any(names)
 }
 
 /// Repairs what `found`, a fresh look at `disk`, says is wrong. The report names everything that was wrong, what of it
@@ -62,6 +64,7 @@ pub async fn repair<D: Disk>(
     if plan(found).is_empty() {
         return Ok(before);
     }
+    found.check_writable()?;
     if ram_tail_is_alive(found, options.boot_id) {
         return Err(CheckError::RamTail);
     }
@@ -211,9 +214,20 @@ async fn repair_by_append<D: Disk>(
         let poison = found.log.live.ranges().filter(|(_, piece)| piece.kind == EntryKind::Poison && piece.seq < tail.0);
         entries.extend(poison.map(|(addr, piece)| Entry::range(addr, EntryKind::Poison, piece.end - addr.0)));
     }
-    for rot in found.rot.iter().filter(|rot| rot.live) {
-        let kind = if rot.dirty { EntryKind::Poison } else { EntryKind::Invalidate };
-        entries.push(Entry::range(rot.addr, kind, 1));
+    let mut rot: Vec<(BlockAddr, EntryKind)> = found
+        .rot
+        .iter()
+        .filter(|rot| rot.live)
+        .map(|rot| (rot.addr, if rot.dirty { EntryKind::Poison } else { EntryKind::Invalidate }))
+        .collect();
+    rot.sort_by_key(|(addr, _)| *addr);
+    rot.dedup();
+    // Neighbours in one entry: there may be many.
+    let mut rest = &rot[..];
+    while let Some(&(addr, kind)) = rest.first() {
+        let end = rest.iter().zip(0..).take_while(|(own, at)| **own == (BlockAddr(addr.0 + at), kind)).count();
+        entries.push(Entry::range(addr, kind, end as u64));
+        rest = &rest[end..];
     }
     let head = append(disk, found, &anchor, &entries, backup, options.now_unix_ns).await?;
     anchor.durable = head;

@@ -2,14 +2,17 @@
 //!
 //! Nothing on the cache changes until everything is on the backing device and flushed; then an anchor says so. A run
 //! that was cut off is simply run again.
+//!
+//! What was lost before stays lost: its entries are logged anew and stay dirty, as write-back of the engine does it [the
+//! tail passes a poisoned block, its segment is used again, and a read gets old data from the backing device].
 
-use super::append::{settle, unserved};
+use super::append::{append, settle, unserved};
 use super::examine::Examination;
 use super::live::Version;
 use super::repair::ram_tail_is_alive;
 use super::{CheckError, Progress, block_name};
 use crate::engine::attach::{probe, probe_all, probe_blocks};
-use crate::format::{CleanMark, EntryKind, Volume, crc32c};
+use crate::format::{CleanMark, Entry, EntryKind, Volume, crc32c};
 use crate::io::{Buf, Disk, IoError};
 use crate::meta::{next_anchor_generation, read_at, write_anchor_both};
 use crate::types::*;
@@ -59,6 +62,7 @@ pub async fn replay<C: Disk, B: Disk>(
     options: &ReplayOptions,
     progress: &mut impl FnMut(Progress),
 ) -> Result<ReplayReport, CheckError> {
+    found.check_writable()?;
     refuse_if_damaged(found)?;
     if ram_tail_is_alive(found, options.boot_id) {
         return Err(CheckError::RamTail);
@@ -77,17 +81,48 @@ pub async fn replay<C: Disk, B: Disk>(
     run.write_blocks(progress).await?;
     backing.flush().await.map_err(CheckError::Backing)?;
     let report = run.report;
+    let run_wrote_nothing = report.blocks + report.range_blocks == 0;
     if report.is_complete() {
         let mark = CleanMark { head: found.log.head, segment: found.log.next.0 };
+        let poison: Vec<(Entry, Seq)> = found
+            .log
+            .live
+            .ranges()
+            .filter(|(_, piece)| piece.kind == EntryKind::Poison)
+            .map(|(addr, piece)| (Entry::range(addr, EntryKind::Poison, piece.end - addr.0), piece.seq))
+            .collect();
+        let mut kept = None;
+        let oldest = poison.iter().map(|(_, seq)| *seq).min();
+        let behind = oldest.filter(|oldest| *oldest >= found.log.anchor.dirty_tail);
+        if let Some(oldest) = behind.filter(|_| run_wrote_nothing) {
+            // Nothing but what is lost lies behind the tail already: a replay again and again must not use up the ring.
+            kept = Some((found.log.head, oldest));
+        } else if let Some(oldest) = oldest {
+            if found.log.clean {
+                anchor = settle(cache, found, &mut Vec::new(), options.now_unix_ns).await?;
+            }
+            let entries: Vec<Entry> = poison.into_iter().map(|(entry, _)| entry).collect();
+            kept = match append(cache, found, &anchor, &entries, &mut Vec::new(), options.now_unix_ns).await {
+                Ok(head) => Some((head, found.log.head.next())),
+                // Where they are they stay, and with them what is younger, which is then written once more.
+                Err(CheckError::NoSpace) => Some((found.log.head, oldest)),
+                Err(error) => return Err(error),
+            };
+        }
         anchor = unserved(&anchor, options.now_unix_ns);
         // The newest anchor must be durable before the other slot is written: a run before this one may have been killed.
         cache.flush().await.map_err(CheckError::Cache)?;
         anchor.generation = next_anchor_generation(cache, &found.superblock).await;
-        anchor.durable = found.log.head;
-        anchor.dirty_tail = found.log.head.next();
-        anchor.clean = Some(mark);
+        (anchor.durable, anchor.dirty_tail) = kept.unwrap_or((found.log.head, found.log.head.next()));
+        anchor.clean = Some(mark).filter(|_| kept.is_none());
         anchor.probes.retain(|probes| probes.volume != volume.id);
-        anchor.probes.push(probe_all(backing, volume).await.map_err(CheckError::Backing)?);
+        let mut probes = probe_all(backing, volume).await.map_err(CheckError::Backing)?;
+        for (crc, block) in probes.crcs.iter_mut().zip(probe_blocks(volume)) {
+            // What a discarded block reads as need not be what it reads as next time.
+            let piece = found.log.live.range(BlockAddr::new(volume.id, block));
+            *crc = crc.filter(|_| piece.is_none_or(|piece| piece.kind != EntryKind::Discard));
+        }
+        anchor.probes.push(probes);
         write_anchor_both(cache, &found.superblock, &anchor).await?;
     }
     Ok(report)
@@ -98,6 +133,7 @@ fn refuse_if_damaged(found: &Examination) -> Result<(), CheckError> {
         (Some(refusal), ..) => refusal.to_string(),
         (_, Some(_), _) => "both anchors are damaged".to_owned(),
         (.., Some(_)) => "records are lost".to_owned(),
+        _ if !found.outdated.is_empty() => "summaries hide newer records".to_owned(),
         _ if found.log.stray_count > 0 => {
             return Err(CheckError::Damaged("the log names blocks that no volume has".into()));
         }
@@ -186,15 +222,18 @@ impl<C: Disk, B: Disk> Replay<'_, C, B> {
 
     /// What is left of zeroes and discards: no block of it has younger payload, so that their order does not matter.
     async fn write_ranges(&mut self) -> Result<(), CheckError> {
-        for (addr, piece) in self.found.log.live.ranges().filter(|(_, piece)| piece.dirty) {
+        let live = self.found.log.live.ranges();
+        for (addr, piece) in live.filter(|(_, piece)| piece.dirty && piece.kind != EntryKind::Poison) {
             let start = addr.block() * BLOCK_BYTES_U64;
             let end = ((piece.end - addr.0 + addr.block()) * BLOCK_BYTES_U64).min(self.volume.size_bytes);
             let result = match piece.kind {
                 EntryKind::Zeroes => self.zero(start, end).await,
-                _ => match self.backing.discard(start, end - start).await {
-                    Err(IoError::Unsupported) => Ok(()),
-                    other => other,
+                // A hint: that it fails is nobody's loss.
+                EntryKind::Discard => match self.backing.discard(start, end - start).await {
+                    Err(IoError::Gone) => Err(IoError::Gone),
+                    _ => Ok(()),
                 },
+                _ => continue,
             };
             match result {
                 Ok(()) => self.report.range_blocks += piece.end - addr.0,
@@ -262,8 +301,18 @@ impl<C: Disk, B: Disk> Replay<'_, C, B> {
         for (first, count) in whole {
             let addr = run[first].0;
             let data = bytes.slice(first * BLOCK_BYTES..(first + count) * BLOCK_BYTES);
-            let result = self.backing.write(addr.block() * BLOCK_BYTES_U64, vec![data], false).await;
-            self.note(addr, count as u64, result)?;
+            let offset = addr.block() * BLOCK_BYTES_U64;
+            let result = self.backing.write(offset, vec![data.clone()], false).await;
+            if count == 1 || matches!(result, Ok(()) | Err(IoError::Gone)) {
+                self.note(addr, count as u64, result)?;
+                continue;
+            }
+            // The neighbours of a bad sector are good.
+            for at in 0..count {
+                let block = data.slice(at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES);
+                let result = self.backing.write(offset + (at * BLOCK_BYTES) as u64, vec![block], false).await;
+                self.note(BlockAddr(addr.0 + at as u64), 1, result)?;
+            }
         }
         Ok(())
     }

@@ -2,8 +2,9 @@ use super::build::{Builder, Op, VOLUME_BYTES, payload, run, write};
 use super::damage::Damage;
 use super::*;
 use crate::format::EntryKind;
+use crate::format::Superblock;
 use crate::io::mem::MemDisk;
-use crate::meta::load;
+use crate::meta::{load, write_superblock};
 
 const VERIFY: CheckOptions = CheckOptions { verify_data: true };
 
@@ -81,6 +82,20 @@ fn a_rotten_header_under_a_summary_is_restored_without_loss() {
         assert_eq!(look(&cache.disk).report().verdict(), Verdict::Clean);
         assert_eq!(look(&cache.disk).log.live.dirty_blocks(), look(&sample().disk).log.live.dirty_blocks());
     }
+}
+
+#[test]
+fn features_that_allow_reading_only_are_honoured() {
+    let cache = sample();
+    Damage::Header(Seq(3)).inflict(&cache, 4000);
+    let superblock = Superblock { ro_compat: 1, ..look(&cache.disk).superblock };
+    run(write_superblock(&cache.disk, &superblock)).expect("written");
+    let refused = |result: CheckError| assert!(result.to_string().contains("0x1"), "{result}");
+    refused(mend(&cache.disk).expect_err("refused"));
+    let backing = MemDisk::new(VOLUME_BYTES);
+    let (found, options) = (look(&cache.disk), ReplayOptions::default());
+    refused(run(replay(&cache.disk, &backing, &found, &options, &mut |_| {})).expect_err("refused"));
+    assert_eq!(severities(&look(&cache.disk).report()), [(Severity::Warning, "record 3")], "as it was");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::Inner;
 use super::window::Window;
 use crate::env::Env;
 use crate::format::{PROBES_PER_VOLUME, ProbeSet, Volume, VolumeTable, crc32c};
+use crate::index::RangeKind;
 use crate::io::{Buf, Disk, DiskGeometry, IoError};
 use crate::types::*;
 use futures_util::future::join_all;
@@ -230,9 +231,12 @@ impl<E: Env> Inner<E> {
         let mut set = self.anchors.probes(volume.id)?;
         let mut touched = false;
         for (crc, block) in set.crcs.iter_mut().zip(probe_blocks(volume)) {
-            let written =
-                window.contains(self.addr(block)) || window.ranges.iter().any(|range| range.blocks.contains(&block));
-            if written {
+            let ranges = window.ranges.iter().filter(|range| range.blocks.contains(&block));
+            // What a discarded block reads as need not be what it reads as next time.
+            if ranges.clone().any(|range| range.kind == RangeKind::Discard) {
+                *crc = None;
+                touched = true;
+            } else if window.contains(self.addr(block)) || ranges.count() > 0 {
                 *crc = probe(&*self.served.disk, volume, block).await.ok();
                 touched = true;
             }

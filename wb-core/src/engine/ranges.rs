@@ -137,14 +137,13 @@ impl<E: Env> Inner<E> {
         if self.is_failed() {
             return Err(ServiceError::Io);
         }
-        match self.head.reserve_range(class) {
-            Ok((reservation, submit)) => {
-                self.reserved(&reservation);
-                self.submit(submit);
-                Ok(Some(reservation))
-            }
-            Err(_) => Ok(None),
+        let mut submit = Vec::new();
+        let reservation = self.head.reserve_range(class, &mut submit).ok();
+        if let Some(reservation) = &reservation {
+            self.reserved(reservation);
         }
+        self.submit(submit);
+        Ok(reservation)
     }
 
     /// Writes the entry of a reserved range and makes it visible.

@@ -272,7 +272,7 @@ impl<E: Env> Engine<E> {
             return Err(AttachError::ReadOnlyDirty { path: options.backing.path }.into());
         }
         check_probes(&meta, &volume, &options, probed, &index, &ranges)?;
-        let (tail, own_tail) = tail::create(env, &options, &meta.superblock, &head_start)?;
+        let (tail, own_tail) = tail::create(env, &options, &meta, &head_start)?;
         let anchor = settle(env, &meta, &options, &volume, fresh, &found, &head_start, own_tail.as_ref()).await?;
         if let Some(lost) = &accepted_loss {
             tracing::warn!("{lost}");

@@ -13,7 +13,7 @@
 
 use super::recovery::OpenError;
 use crate::env::Env;
-use crate::format::{RecordHeader, SegmentSummary, Superblock};
+use crate::format::{RecordHeader, SegmentSummary, SummaryUsage, Superblock};
 use crate::io::{Buf, Disk, IoError};
 use crate::log::ScanError;
 use crate::log::scan::read_range;
@@ -101,11 +101,16 @@ impl<E: Env> Mover<'_, E> {
         self.give_up(record.segment, record.offset_blocks, record.seq, error).await?;
         let mut previous_crc = self.header(&record).previous_crc;
         let mut place = (self.next_good(record.segment, record.seq, error).await?, 0);
+        let mut usage = SummaryUsage::default();
         let mut index = first;
         while let Some(record) = self.found.records.get(index) {
             let mut header = self.header(record);
-            if place.1 + header.blocks() > self.meta.superblock.geometry.record_blocks() {
+            let geometry = self.meta.superblock.geometry;
+            let fits =
+                place.1 + header.blocks() <= geometry.record_blocks() && usage.fits(1, header.entries.len(), &geometry);
+            if place.1 > 0 && !fits {
                 place = (self.next_good(place.0, record.seq, error).await?, 0);
+                usage = SummaryUsage::default();
             }
             (header.segment, header.offset_blocks) = place;
             header.previous_crc = previous_crc;
@@ -113,11 +118,14 @@ impl<E: Env> Mover<'_, E> {
                 Ok(chain_crc) => {
                     previous_crc = chain_crc;
                     place.1 += header.blocks();
+                    usage.records += 1;
+                    usage.entries += header.entries.len();
                     index += 1;
                 }
                 Err(again) if is_of_the_place(again) => {
                     self.give_up(place.0, place.1, record.seq, again).await?;
                     place = (self.next_good(place.0, record.seq, again).await?, 0);
+                    usage = SummaryUsage::default();
                 }
                 Err(error) => return Err(refusal(record, &self.meta.superblock.geometry, error)),
             }

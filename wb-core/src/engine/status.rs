@@ -57,8 +57,10 @@ pub struct Status {
     pub writeback_left_ns: Option<u64>,
     /// Writers are slowed down so that the free space lasts until the end of the sweep.
     pub writers_paced: bool,
-    /// Blocks that the backing device refused in the last sweep; they stay in the cache.
+    /// Blocks that the backing device refuses; they stay in the cache.
     pub refused_blocks: u64,
+    /// Blocks that are lost: reads of them fail until they are overwritten.
+    pub poisoned_blocks: u64,
     /// Wall-clock time at which the oldest segment with dirty data was opened, at the latest.
     pub oldest_dirty_unix_ns: Option<u64>,
     /// Bytes of a segment.
@@ -109,6 +111,7 @@ impl<E: Env> Engine<E> {
             writeback_left_ns: inner.writeback_left_ns(),
             writers_paced: inner.admission.is_paced(),
             refused_blocks: inner.writeback.refused.blocks(),
+            poisoned_blocks: inner.served.ranges.lock().expect("not poisoned").poisoned_blocks(),
             oldest_dirty_unix_ns: (dirty_tail <= inner.head.newest())
                 .then(|| inner.head.segments_from(dirty_tail, 1).first().map(|live| live.opened_unix_ns))
                 .flatten(),

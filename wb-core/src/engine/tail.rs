@@ -8,7 +8,6 @@ use super::Inner;
 use super::recovery::{OpenError, OpenOptions};
 use super::replay;
 use crate::env::{Env, PlantedBug};
-use crate::format::Superblock;
 use crate::log::head::HeadStart;
 use crate::meta::CacheMeta;
 use crate::tail::{Examined, Seal, Tail, TailError, TailIdentity, TailLayout, TailName, TailStore, examine};
@@ -135,9 +134,10 @@ fn find<E: Env>(
 pub(super) fn create<E: Env>(
     env: &E,
     options: &OpenOptions<E::Disk>,
-    superblock: &Superblock,
+    meta: &CacheMeta,
     start: &HeadStart,
 ) -> Result<(Tail, Option<OwnTail>), OpenError> {
+    let superblock = &meta.superblock;
     let record_blocks = (1 + RECORD_ENTRIES_MAX).min(superblock.geometry.record_blocks() as usize);
     let layout =
         TailLayout { buffers: options.config.record_buffers.max(3), buffer_bytes: record_blocks * BLOCK_BYTES };
@@ -145,6 +145,10 @@ pub(super) fn create<E: Env>(
         let tail = Tail::private(layout).map_err(|error| OpenError::Memory { bytes: layout.bytes() as u64, error })?;
         return Ok((tail, None));
     };
+    // What starts that failed have left, each some dozen MiB of memory: no anchor names it, or will.
+    let named =
+        |name: &TailName| meta.anchor_slots.iter().flatten().any(|slot| slot.ram_tail_id == *name.id.as_bytes());
+    remove_tails(&*store, store.list(superblock.uuid).map(|all| all.into_iter().filter(|name| !named(name)).collect()));
     let id = uuid::Builder::from_random_bytes(random_bytes(env)).into_uuid();
     let name = TailName { cache: superblock.uuid, id };
     let identity = TailIdentity {
@@ -166,18 +170,29 @@ fn random_bytes<E: Env>(env: &E) -> [u8; 16] {
     bytes
 }
 
+/// Removes tails that nobody uses.
+fn remove_tails(store: &dyn TailStore, names: Result<Vec<TailName>, TailError>) {
+    let names = match names {
+        Ok(names) => names,
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    for name in names {
+        match store.remove_unused(name) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                "{} is in use: another cache has the UUID of this one; a copy must get its own",
+                store.describe(name)
+            ),
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+}
+
 impl OwnTail {
     /// Removes what earlier instances of this cache left. Both anchors name this one.
     pub fn remove_others(&self) {
-        let others = match self.store.list(self.name.cache) {
-            Ok(all) => all.into_iter().filter(|name| *name != self.name),
-            Err(error) => return tracing::warn!("{error}"),
-        };
-        for name in others {
-            if let Err(error) = self.store.remove(name) {
-                tracing::warn!("{error}");
-            }
-        }
+        let all = self.store.list(self.name.cache);
+        remove_tails(&*self.store, all.map(|all| all.into_iter().filter(|name| *name != self.name).collect()));
     }
 }
 

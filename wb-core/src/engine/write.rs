@@ -188,6 +188,10 @@ impl<E: Env> Inner<E> {
                 if self.is_failed() {
                     return Some(Err(ServiceError::Io));
                 }
+                // Nothing makes room while the backing device fails: a stop does not wait for that.
+                if self.stopping.load(Ordering::SeqCst) && self.writeback.is_waiting() {
+                    return Some(Err(ServiceError::ShuttingDown));
+                }
                 match self.head.room(Class::User) {
                     Ok(()) => return Some(Ok(())),
                     Err(Full::Segments) => self.want_space(),
@@ -207,14 +211,13 @@ impl<E: Env> Inner<E> {
         if self.is_failed() {
             return Err(ServiceError::Io);
         }
-        match self.head.reserve_payload(class, blocks) {
-            Ok((reservation, submit)) => {
-                self.reserved(&reservation);
-                self.submit(submit);
-                Ok(Some(reservation))
-            }
-            Err(_) => Ok(None),
+        let mut submit = Vec::new();
+        let reservation = self.head.reserve_payload(class, blocks, &mut submit).ok();
+        if let Some(reservation) = &reservation {
+            self.reserved(reservation);
         }
+        self.submit(submit);
+        Ok(reservation)
     }
 
     /// The segment of a reservation is live from now on.
@@ -332,6 +335,7 @@ impl<E: Env> Inner<E> {
     /// Stops admitting requests and waits until those under way are done.
     pub(super) async fn quiesce(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.space.notify_all();
         self.idle.wait_until(|| self.is_idle().then_some(())).await;
     }
 }

@@ -223,6 +223,7 @@ impl<E: Env> Inner<E> {
             tracing::error!("write-back: {text}; the data stays in the cache, trying again");
         }
         state.waiting.store(true, Ordering::SeqCst);
+        self.space.notify_all(); // a stop may wait for writers who wait for room
         // A stop does not wait for it.
         let stop = state.event.wait_until(|| state.is_stopping().then_some(()));
         select(pin!(self.env.sleep(pause_ns)), pin!(stop)).await;

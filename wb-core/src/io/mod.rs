@@ -40,7 +40,9 @@ impl IoError {
     pub fn from_errno(errno: i32) -> IoError {
         match errno {
             libc::EIO | libc::EILSEQ | libc::ENODATA | libc::EREMOTEIO | libc::ETIMEDOUT => IoError::Medium,
-            libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM | libc::ESHUTDOWN | libc::EBADF => IoError::Gone,
+            libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM | libc::ENOLINK | libc::ESHUTDOWN | libc::EBADF => {
+                IoError::Gone
+            }
             libc::ENOSPC | libc::EDQUOT | libc::EFBIG => IoError::NoSpace,
             libc::EROFS | libc::EPERM | libc::EACCES => IoError::ReadOnly,
             libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS => IoError::Unsupported,

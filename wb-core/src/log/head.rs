@@ -11,10 +11,14 @@
 //! * `durable` <= `written` < `next_seq`; `written` is the last record of the unbroken run of completed writes.
 //! * Every sealed record beyond `durable` is in `in_flight`, and so in its buffer: the tail has all that the device may
 //!   not have. When half of the buffers wait for nothing but a flush, one is asked for.
+//! * What is sealed comes out as a [`Submit`] of the call that sealed it, also where that call refuses something, or waits in
+//!   `held`. Nothing that a flush wants waits there: neither when it is asked for nor when it is sealed later.
 //! * A closed segment's summary is built from exactly the records that were sealed into it.
 
 mod questions;
 mod sealing;
+#[cfg(test)]
+mod tests;
 
 use super::record::Record;
 use super::scan::ScannedSegment;
@@ -162,6 +166,8 @@ struct InFlight {
     record: Arc<Record>,
     end: LogPos,
     chain_crc: u32,
+    /// D that its header tells.
+    tells: Seq,
     written: bool,
 }
 
@@ -201,6 +207,8 @@ struct HeadState {
     /// Sealed and kept back: the last long record of a segment, which goes out with the runt and the summary behind it
     /// as one write. Whoever wants it durable takes it earlier.
     held: Vec<Submit>,
+    /// A flush of everything up to here was asked for: none of that is held.
+    flush_wanted: Seq,
     /// The sealed records beyond D, in order, without a gap.
     in_flight: VecDeque<InFlight>,
     chain_crc: u32,
@@ -209,7 +217,7 @@ struct HeadState {
     durable: (Seq, LogPos),
     live: VecDeque<LiveSegment>,
     free_segments: u32,
-    /// D that a sealed header or an anchor on the device tells.
+    /// D that a header or an anchor on the device tells.
     told_durable: Seq,
     tails: (Seq, Seq),
     epoch: (Epoch, Seq),
@@ -267,6 +275,7 @@ impl LogHead {
             next_segment: start.next_segment,
             to_seal: VecDeque::new(),
             held: Vec::new(),
+            flush_wanted: Seq(0),
             in_flight: VecDeque::new(),
             chain_crc: start.chain_crc,
             builder: None,
@@ -279,7 +288,7 @@ impl LogHead {
             epoch: (start.epoch, start.epoch_start),
         };
         if let Some((scanned, next_block)) = start.open {
-            state.go_on_in(scanned, next_block, start.epoch);
+            state.go_on_in(scanned, next_block, start.epoch, &geometry);
         }
         LogHead {
             geometry,
@@ -303,12 +312,12 @@ impl LogHead {
         self.state.lock().expect("the head lock is not poisoned")
     }
 
-    /// Reserves up to `blocks` payload slots in one record. What comes out must be published without waiting.
-    pub fn reserve_payload(&self, class: Class, blocks: usize) -> Result<(Reservation, Vec<Submit>), Full> {
+    /// Reserves up to `blocks` payload slots in one record. What comes out must be published without waiting. What is added
+    /// to `submit` has to be submitted, also if nothing could be reserved: to make room, a record may have been closed.
+    pub fn reserve_payload(&self, class: Class, blocks: usize, submit: &mut Vec<Submit>) -> Result<Reservation, Full> {
         assert!(blocks > 0, "something to reserve");
         let mut state = self.lock();
-        let mut submit = Vec::new();
-        self.ensure_open(&mut state, class, 1, &mut submit)?;
+        self.ensure_open(&mut state, class, 1, submit)?;
         let open = state.open.as_mut().expect("just ensured");
         let count = blocks.min(open.payload_max - open.payload);
         let reservation =
@@ -320,7 +329,7 @@ impl LogHead {
             self.close_open(&mut state, false, false);
         }
         self.hint(state.open.is_some());
-        Ok((reservation, submit))
+        Ok(reservation)
     }
 
     /// Written only when it changes, so that its cache line stays with all threads.
@@ -373,11 +382,10 @@ impl LogHead {
         }
     }
 
-    /// Reserves one range entry.
-    pub fn reserve_range(&self, class: Class) -> Result<(Reservation, Vec<Submit>), Full> {
+    /// Reserves one range entry. `submit`: see [`LogHead::reserve_payload`].
+    pub fn reserve_range(&self, class: Class, submit: &mut Vec<Submit>) -> Result<Reservation, Full> {
         let mut state = self.lock();
-        let mut submit = Vec::new();
-        self.ensure_open(&mut state, class, 0, &mut submit)?;
+        self.ensure_open(&mut state, class, 0, submit)?;
         let fits = {
             let open = state.open.as_ref().expect("just ensured");
             let usage = state.segment.as_ref().expect("an open record has a segment").usage;
@@ -385,8 +393,8 @@ impl LogHead {
         };
         if !fits {
             self.close_open(&mut state, false, false);
-            self.seal_ready(&mut state, &mut submit);
-            self.ensure_open(&mut state, class, 0, &mut submit)?;
+            self.seal_ready(&mut state, submit);
+            self.ensure_open(&mut state, class, 0, submit)?;
         }
         let usage = state.segment.as_ref().expect("an open record has a segment").usage;
         let summary_room = self.summary_room(usage);
@@ -404,7 +412,9 @@ impl LogHead {
         let by_entries = RECORD_ENTRIES_MAX - open.entries;
         open.payload_max = open.payload_max.min(open.payload + by_entries.min(by_summary));
         open.record.reserved(open.entries, open.payload);
-        Ok((reservation, submit))
+        let has_room = open.payload < open.payload_max;
+        self.hint(has_room);
+        Ok(reservation)
     }
 
     /// Entries that one more record of a segment may have by its summary.
@@ -429,6 +439,7 @@ impl LogHead {
                 return Ok(());
             }
             self.close_open(state, false, false);
+            self.hint(false);
             self.seal_ready(state, submit);
         }
         let fits = state.segment.as_ref().is_some_and(|segment| self.fits_record(segment.next_block, segment.usage));
@@ -531,6 +542,7 @@ impl LogHead {
     pub fn close_for_flush(&self, wanted: Seq, fua: bool) -> Vec<Submit> {
         let mut state = self.lock();
         let mut submit = Vec::new();
+        state.flush_wanted = state.flush_wanted.max(wanted);
         if state.open.as_ref().is_some_and(|open| open.record.seq <= wanted) {
             let alone = fua && state.open.as_ref().is_some_and(|open| state.durable.0.next() == open.record.seq);
             self.close_open(&mut state, true, alone);
@@ -549,6 +561,7 @@ impl LogHead {
         let first = state.in_flight.front().expect("a record in flight").record.seq;
         let at = (seq.0 - first.0) as usize;
         state.in_flight[at].written = true;
+        state.told_durable = state.told_durable.max(state.in_flight[at].tells);
         let end = state.in_flight[at].end;
         let mut next = (state.written.0.0 + 1 - first.0) as usize;
         while let Some(entry) = state.in_flight.get(next).filter(|entry| entry.written) {
@@ -598,22 +611,20 @@ impl LogHead {
 }
 
 impl HeadState {
-    fn go_on_in(&mut self, scanned: ScannedSegment, next_block: u32, epoch: Epoch) {
+    fn go_on_in(&mut self, scanned: ScannedSegment, next_block: u32, epoch: Epoch, geometry: &Geometry) {
         let live = self.live.back_mut().expect("the last segment is live");
         assert_eq!(live.segment, scanned.segment, "the log goes on in its last segment");
         live.last_seq = None;
         let first = &scanned.records[0];
-        // A repaired record, or an epoch too far from the first one's, has no place in a summary.
+        let entries = scanned.records.iter().map(|record| record.entries.len()).sum();
+        let usage = SummaryUsage { records: scanned.records.len(), entries };
+        // A repaired record, or an epoch too far from the first one's, has no place in a summary, and more than a summary has
+        // room for [records of a RAM tail were moved into one segment] makes none.
         let summarise =
             scanned.records.iter().all(|record| record.span == 1 && !record.flags.has(RecordFlags::REPAIRED))
-                && epoch.0 - first.epoch.0 <= EPOCH_DELTA_MAX;
-        let entries = scanned.records.iter().map(|record| record.entries.len()).sum();
-        self.segment = Some(OpenSegment {
-            segment: scanned.segment,
-            pos: live.pos,
-            next_block,
-            usage: SummaryUsage { records: scanned.records.len(), entries },
-        });
+                && epoch.0 - first.epoch.0 <= EPOCH_DELTA_MAX
+                && usage.bytes() <= geometry.summary_blocks() as usize * BLOCK_BYTES;
+        self.segment = Some(OpenSegment { segment: scanned.segment, pos: live.pos, next_block, usage });
         let mut summary = SummaryBuilder::new(scanned.segment, scanned.previous_crc, scanned.first_epoch_start);
         for record in scanned.records {
             summary.push_desc(&RecordDesc {

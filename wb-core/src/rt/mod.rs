@@ -47,7 +47,7 @@ pub use net::{Listener, NetError, Shutdown, Stream};
 pub use op::{Completion, Op, Payload, submit, submit_with};
 pub use open::{Access, OpenError, Opened, open_blocking, open_device};
 pub use poll::{PollFd, Signals};
-pub use process::set_io_flusher;
+pub use process::{boot_id, set_io_flusher};
 pub use reactor::RtError;
 pub use remote::{Remote, RuntimeGone};
 pub use send::SendQueue;

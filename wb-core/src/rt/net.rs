@@ -23,6 +23,10 @@ const KEEPALIVE_INTERVAL_S: u32 = 10;
 /// Unanswered questions after which the peer is gone.
 const KEEPALIVE_PROBES: u32 = 6;
 
+/// Tries to lock a directory, and the pause between two.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE_NS: u64 = 10_000_000;
+
 /// Why a connection is of no use any more, or could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -122,8 +126,21 @@ impl Listener {
         let what = || format!("listen on {}", path.display());
         // One at a time: a socket that another process has bound and not yet made listen looks like a stale one.
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // A directory that cannot be read cannot be locked either; the rest works without.
-        let _one = File::open(directory).ok().and_then(|dir| Flock::lock(dir, FlockArg::LockExclusive).ok());
+        // A directory that cannot be read cannot be locked either; the rest works without. Nor is there any wait for who holds
+        // it for long: others may be able to open that directory.
+        let mut directory = File::open(directory).ok();
+        let mut _one = None;
+        for _ in 0..LOCK_TRIES {
+            let Some(dir) = directory.take() else { break };
+            match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => _one = Some(lock),
+                Err((dir, nix::errno::Errno::EWOULDBLOCK)) => {
+                    directory = Some(dir);
+                    super::thread::pause_ns(LOCK_PAUSE_NS);
+                }
+                Err(_) => {}
+            }
+        }
         remove_stale(path)?;
         let flags = SockFlag::SOCK_CLOEXEC;
         let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)

@@ -239,6 +239,20 @@ impl TailStore for ShmTails {
         }
     }
 
+    /// A copy of a cache image has the name of the original, which may be running.
+    fn remove_unused(&self, name: TailName) -> Result<bool, TailError> {
+        let Some(dir) = self.dir()? else { return Ok(true) };
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(fd) = openat(&dir, file_name(name).as_str(), flags, Mode::empty()) else {
+            return self.remove(name).map(|()| true);
+        };
+        // SAFETY: no pointers.
+        match Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+            Err(Errno::EWOULDBLOCK) => Ok(false),
+            _ => self.remove(name).map(|()| true),
+        }
+    }
+
     fn list(&self, cache: Uuid) -> Result<Vec<TailName>, TailError> {
         let entries = match std::fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -287,9 +301,12 @@ mod tests {
         all.sort();
         assert_eq!(all, [name(1), name(2)]);
         assert_eq!(tails.list(Uuid::nil()), Ok(Vec::new()), "of another cache");
+        assert_eq!(tails.remove_unused(name(1)), Ok(false), "in use");
         tails.remove(name(1)).expect("removed");
         tails.remove(name(1)).expect("again");
         assert_eq!(tails.list(name(1).cache), Ok(vec![name(2)]));
+        assert_eq!((tails.remove_unused(name(2)), tails.remove_unused(name(2))), (Ok(true), Ok(true)));
+        assert_eq!(tails.list(name(1).cache), Ok(Vec::new()));
     }
 
     /// `ShmemPmdMapped` of the mapping, as the kernel tells it.

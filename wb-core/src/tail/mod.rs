@@ -98,6 +98,10 @@ pub trait TailStore: Send + Sync + 'static {
     fn open(&self, name: TailName) -> Result<Option<Arc<Region>>, TailError>;
     /// Removes it; one that is not there counts as removed.
     fn remove(&self, name: TailName) -> Result<(), TailError>;
+    /// Removes it unless somebody uses it. False if so.
+    fn remove_unused(&self, name: TailName) -> Result<bool, TailError> {
+        self.remove(name).map(|()| true)
+    }
     /// All tails of a cache.
     fn list(&self, cache: Uuid) -> Result<Vec<TailName>, TailError>;
     /// Where a tail lies, for people.

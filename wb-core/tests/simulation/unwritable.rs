@@ -228,3 +228,36 @@ fn nothing_acknowledged_is_missing_where_places_cannot_be_written() {
     }
     assert!(bad > 0, "some place was met");
 }
+
+/// [records of ranges are short, and their entries are many: moved, they fit one segment and not its summary, and every
+/// later start ends at the first write]
+#[test]
+fn moved_records_of_ranges_do_not_overfill_a_summary() {
+    let mut bench = Bench::new(4 << 20);
+    bench.config.range_pieces = 4096;
+    bench.config.record_buffers = 6;
+    // The first two segments cannot be written.
+    let start = bench.geometry.segment_offset(SegmentNo(0)).0;
+    bench.cache.set_plan(FaultPlan {
+        unwritable: std::iter::once(start..start + 2 * SEGMENT_BYTES).collect(),
+        ..FaultPlan::default()
+    });
+    let answered = bench.life(|engine, _| async move {
+        let mut answered = 0;
+        for block in 0..480u64 {
+            // Apart from each other: neighbours would be one piece.
+            answered += u64::from(engine.volume().discard(2 * block * 4096, 4096, false).await.is_ok());
+        }
+        answered
+    });
+    assert_eq!(answered, Ok(480), "all of it in memory: records of 248, 1 and 231 ranges");
+    for fill in [1, 2] {
+        let done = bench.life(move |engine, _| async move {
+            assert!(write(&engine, &Model::default(), 90..92, fill).await, "writes go on");
+            engine.volume().flush().await.expect("flushes");
+        });
+        done.expect("starts");
+    }
+    let (clean, findings) = is_clean(&bench);
+    assert!(clean, "{findings}");
+}

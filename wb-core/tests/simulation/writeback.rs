@@ -4,8 +4,9 @@
 use crate::scenarios::{Bench, WHOLE, get, put};
 use wb_core::engine::{Engine, Quiet, WritebackPolicy};
 use wb_core::env::Env;
+use wb_core::io::IoError;
 use wb_core::service::{BlockService, ServiceError};
-use wb_core::sim::{FaultPlan, Latency, SimEnv};
+use wb_core::sim::{FaultPlan, Latency, NthFault, OpKind, SimEnv};
 use wb_core::types::*;
 
 const SECOND: u64 = 1_000_000_000;
@@ -188,4 +189,57 @@ fn the_age_of_data_is_not_that_of_its_segment() {
         assert!((5..=17).contains(&bursts), "{bursts} bursts in 50 minutes at an age of three");
     });
     done.expect("starts");
+}
+
+/// [the ring is full, the backing device fails, writers wait for room, and the stop for them]
+#[test]
+fn a_stop_does_not_wait_for_a_backing_device_that_fails() {
+    let bench = Bench::new(4 << 20);
+    let device = bench.backing.clone();
+    let done = bench.life(move |engine, env| async move {
+        let fault = NthFault { op: OpKind::Write, nth: 1, forever: true, error: IoError::Medium };
+        device.set_plan(FaultPlan { nth: vec![fault], ..FaultPlan::default() });
+        let writer = engine.clone();
+        let before = engine.status().counters.user_writes;
+        env.spawn(async move {
+            for block in 0..1000 {
+                let bytes = [1; 4096];
+                if writer.volume().write(block * 4096, 4096, &bytes[..], false).await.is_err() {
+                    return;
+                }
+            }
+            panic!("a full ring takes no more");
+        });
+        env.sleep(30 * SECOND).await;
+        let written = engine.status().counters.user_writes;
+        env.sleep(SECOND).await;
+        assert_eq!(engine.status().counters.user_writes, written, "the writer waits");
+        assert!((100..300).contains(&(written - before)), "for room");
+        let begun_ns = env.now_ns();
+        engine.stop().await.expect("a clean stop, with dirty data");
+        assert!(env.now_ns() - begun_ns < 11 * SECOND, "a pause of write-back at most");
+    });
+    done.expect("starts");
+}
+
+/// [a probe block is discarded, and reads differently at the next start: refused for good]
+#[test]
+fn a_discarded_probe_block_says_nothing() {
+    let bench = Bench::new(4 << 20);
+    let first = bench.life(|engine, _| async move {
+        put(&engine, 5, 1, 1).await;
+        engine.drain().await.expect("drains");
+        engine.volume().discard(0, 4 << 20, false).await.expect("discards");
+        engine.drain().await.expect("drains");
+    });
+    first.expect("starts");
+    bench.power_cut_losing(&[]);
+    for block in 0..1024 {
+        bench.backing.poke(block * 4096, &[block as u8; 4096]);
+    }
+    let second = bench.life(|engine, _| async move {
+        put(&engine, 6, 1, 2).await;
+        get(&engine, 6).await
+    });
+    assert_eq!(second, Ok(2));
 }

@@ -15,8 +15,12 @@ impl LogHead {
                         unreachable!("the front is a record")
                     };
                     self.seal(state, &record, payload_blocks, entries, flush_group);
+                    let sealed_seq = record.seq;
                     let sealed = Submit::Record { record, payload_blocks, fua };
-                    if !flush_group && self.runt_follows(state) {
+                    // [a record is full and its payload still being copied; a flush that wants it waits; sealed, it is held
+                    // back for a runt that nobody writes].
+                    let wanted = flush_group || sealed_seq <= state.flush_wanted;
+                    if !wanted && self.runt_follows(state) {
                         state.held.push(sealed);
                     } else {
                         submit.append(&mut state.held);
@@ -61,7 +65,6 @@ impl LogHead {
         };
         let block = record.header_mut();
         state.chain_crc = header.seal_into(block, entries, self.uuid, self.secret);
-        state.told_durable = state.durable.0;
         let fresh = state.builder.as_ref().is_none_or(|builder| builder.summary.segment() != record.segment);
         if fresh {
             assert!(state.builder.is_none() && record.offset_blocks == 0, "the segment before was closed");
@@ -72,8 +75,8 @@ impl LogHead {
         let summary = &mut state.builder.as_mut().expect("just ensured").summary;
         summary.push(record.seq, epoch, record.offset_blocks, state.chain_crc, header.flags, own);
         let end = LogPos(record.pos.0 + 1 + u64::from(payload_blocks));
-        let chain_crc = state.chain_crc;
-        state.in_flight.push_back(InFlight { record: record.clone(), end, chain_crc, written: false });
+        let (chain_crc, tells) = (state.chain_crc, state.durable.0);
+        state.in_flight.push_back(InFlight { record: record.clone(), end, chain_crc, tells, written: false });
     }
 
     fn close_segment(&self, state: &mut HeadState) -> Option<Submit> {
