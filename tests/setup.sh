@@ -42,19 +42,25 @@ udevadm:udev
 # Administration tools are in /usr/sbin, and what cargo installs in a directory of its own: neither is in every PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
 
-missing=()
-for pair in $commands; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-done
-# In a package of its own from Debian 13 on.
-if ! command -v nbdfuse >/dev/null; then
-    if apt-cache show nbdfuse >/dev/null 2>&1; then missing+=(nbdfuse); else missing+=(libnbd-bin); fi
-fi
-[[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
-# Debian's own Python, whatever other one is in PATH.
-/usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
+find_missing() {
+    hash -r
+    missing=()
+    for pair in $commands; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    # In a package of its own from Debian 13 on.
+    if ! command -v nbdfuse >/dev/null; then
+        if apt-cache show nbdfuse >/dev/null 2>&1; then missing+=(nbdfuse); else missing+=(libnbd-bin); fi
+    fi
+    [[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+    # Debian's own Python, whatever other one is in PATH.
+    /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
+}
 
-if ((${#missing[@]})); then
+# Twice: to install one package may have removed another (qemu-utils of a newer release, for qemu-system-x86 of this one).
+for _ in 1 2; do
+    find_missing
+    ((${#missing[@]})) || break
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
     if ! command -v apt-get >/dev/null; then
         echo "setup: install these (names as in Debian), then run it again: ${missing[*]}" >&2
@@ -71,6 +77,11 @@ if ((${#missing[@]})); then
     echo "setup: installing ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"
+done
+find_missing
+if ((${#missing[@]})); then
+    echo "setup: these packages cannot be had together with the others: ${missing[*]}" >&2
+    exit 1
 fi
 
 # The kernel of guests, which is unpacked and never installed.

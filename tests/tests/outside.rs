@@ -281,14 +281,16 @@ fn xfs_mounted() {
     filesystem(("xfsprogs", "mkfs.xfs", &["-q"]), ("xfs_repair", &["-n"]), 400 << 20);
 }
 
-/// fsx on the volume as a block device, through the page cache: reads, writes, mappings, holes, syncs and dropped pages
-/// in a random order, each read compared with what must be there. The daemon is killed or stopped between two rounds.
+/// fsx on the volume as a block device, through the page cache: reads, writes, mappings, syncs and dropped pages in a
+/// random order, each read compared with what must be there. The daemon is killed or stopped between two rounds.
+///
+/// Without holes: nbdfuse makes a trim of them, which need not zero anything, and the edges of ours keep what they had.
 #[test]
 fn fsx_mounted() {
     let place = Place::new(8 << 20, 256 << 10, 16 << 20);
     let (config, artifacts) = (place.path("fsx.toml"), place.path("fsx"));
     std::fs::create_dir(&artifacts).expect("a directory");
-    let weights = "read = 20\nwrite = 20\nmapread = 5\nmapwrite = 5\ntruncate = 0\npunch_hole = 4\nposix_fadvise = 10\n\
+    let weights = "read = 20\nwrite = 20\nmapread = 5\nmapwrite = 5\ntruncate = 0\nposix_fadvise = 10\n\
                    invalidate = 1\nfsync = 1\nfdatasync = 1\n";
     std::fs::write(&config, format!("blockmode = true\n[opsize]\nalign = 512\nmax = 131072\n[weights]\n{weights}"))
         .expect("written");
@@ -312,7 +314,10 @@ fn fsx_mounted() {
         place.assert_clean();
         let daemon = place.start();
         let mut mount = Mount::attach(&place.path(""), &place.uri());
-        assert!(whole(&mut mount) == expected, "seed {seed}: another content after the restart");
+        let found = whole(&mut mount);
+        let differ: Vec<usize> =
+            (0..found.len() / 512).filter(|at| found[at * 512..][..512] != expected[at * 512..][..512]).collect();
+        assert!(differ.is_empty(), "seed {seed}: other content after the restart in sectors {differ:?}");
         mount.detach();
         daemon.drain();
         daemon.stop();

@@ -19,7 +19,8 @@ fn change(engine: &Engine<SimEnv>, to: impl FnOnce(&mut WritebackPolicy)) {
 
 /// Blocks on the backing device: a place in the middle of block 100 cannot be written.
 fn bad_block_100() -> FaultPlan {
-    FaultPlan { unwritable: vec![100 * BLOCK_BYTES_U64 + 512..100 * BLOCK_BYTES_U64 + 1024], ..FaultPlan::default() }
+    let place = 100 * BLOCK_BYTES_U64 + 512..100 * BLOCK_BYTES_U64 + 1024;
+    FaultPlan { unwritable: std::iter::once(place).collect(), ..FaultPlan::default() }
 }
 
 /// [one bad sector below a write of zeroes: the same window for ever, and the ring fills]
