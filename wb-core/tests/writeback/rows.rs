@@ -71,6 +71,35 @@ pub fn ratio(name: &str, scale: Scale, load: fn(u64) -> Place, blocks: u64, warm
     got / raw
 }
 
+/// Blocks per second while so many are written.
+fn over(world: &World, tally: &Rc<Tally>, blocks: u64) -> f64 {
+    let (from_ns, from) = (world.now_ns(), tally.blocks.get());
+    while tally.blocks.get() - from < blocks {
+        world.run_s(0.5);
+    }
+    (tally.blocks.get() - from) as f64 * SECOND as f64 / (world.now_ns() - from_ns) as f64
+}
+
+/// Row 3: a stream in a full cache ÷ the same on the bare disk, each once over the whole disk: its outer tracks take twice
+/// what the inner ones do.
+pub fn stream_ratio(scale: Scale) -> f64 {
+    const REQUEST_BLOCKS: u64 = 64;
+    let config = EngineConfig::default();
+    let world = World::cached(scale, config.clone());
+    let tally = write_loop(&world, sequential(scale.blocks(), REQUEST_BLOCKS), REQUEST_BLOCKS, DEPTH, u64::MAX);
+    over(&world, &tally, 2 * scale.cache_bytes() / BLOCK);
+    next_window(&world);
+    let got = over(&world, &tally, scale.blocks());
+    let disk = World::bare(scale);
+    let tally = write_loop(&disk, sequential(scale.blocks(), REQUEST_BLOCKS), REQUEST_BLOCKS, DEPTH, u64::MAX);
+    over(&disk, &tally, scale.blocks() / 16);
+    let raw = over(&disk, &tally, scale.blocks());
+    let mib = |blocks: f64| blocks * BLOCK as f64 / MIB as f64;
+    println!("3 sequential 256 KiB: {:.0} MiB/s, bare disk {:.0}: {:.3}", mib(got), mib(raw), got / raw);
+    describe(&world, &config);
+    got / raw
+}
+
 /// Row 4: 4 KiB in random order within zones of 64 MiB (in proportion on a smaller disk); the share of write-back in large
 /// writes.
 pub fn share_of_large_writes(scale: Scale) -> f64 {
