@@ -25,10 +25,9 @@ impl<E: Env> Inner<E> {
         let _turn = self.writeback.reclaiming.lock().await;
         let dirty_tail = moved.unwrap_or_else(|| self.anchors.tails().1);
         let freed = self.choose(dirty_tail);
+        // One after the other, oldest first: what a segment's ranges hide is in segments that are gone by then, or in itself.
         for live in &freed {
             self.remove_entries(live).await;
-        }
-        for live in &freed {
             // In this order: who holds a pin may have found a slot that only a range of the same segment hides, and looks
             // for that range next [block written, zeroed, both written back, their segment reclaimed between the two
             // looks of a read: the old bytes come back].
@@ -79,6 +78,24 @@ impl<E: Env> Inner<E> {
         oldest
     }
 
+    /// What a payload that leaves the index hides must not come to light: the backing device has that payload [block zeroed,
+    /// written, both written back; the payload's entry is removed, and a read takes the range that is still there].
+    fn forget_ranges_behind(&self, addr: BlockAddr, slot: Slot) {
+        let served = &self.served;
+        if served.range_pieces.load(Ordering::SeqCst) == 0
+            || self.index.lookup(addr).is_none_or(|entry| entry.slot != slot)
+        {
+            return;
+        }
+        let (block, pos) = (addr.block(), self.segments.pos(slot));
+        let mut ranges = served.ranges.lock().expect("not poisoned");
+        // Only ranges of the same segment are still there and older: a few holes, for which the map has room.
+        if ranges.punch(block..block + 1, pos).is_err() {
+            tracing::error!("the range map is full: block {block} reads as zeroes until its segment is reclaimed");
+        }
+        served.range_pieces.store(ranges.len(), Ordering::SeqCst);
+    }
+
     async fn remove_entries(self: &Arc<Self>, live: &LiveSegment) {
         // All of it was durable before the dirty tail passed it.
         let Some(records) = self.records_of(live, Seq(u64::MAX)).await else {
@@ -98,6 +115,7 @@ impl<E: Env> Inner<E> {
     }
 
     fn remove_entry(&self, addr: BlockAddr, slot: Slot) {
+        self.forget_ranges_behind(addr, slot);
         // An address outside the index, as that of a void entry, has no entry.
         let _ = self.index.update_if(addr, slot, |entry| {
             assert!(!entry.dirty, "block {addr:?} in slot {slot} was written back before its segment is reused");

@@ -229,3 +229,39 @@ fn a_pin_keeps_the_ranges_of_its_segment() {
     world.sim.run_until(|| done.is_done()).expect("runs");
     done.take().expect("done");
 }
+
+/// [block zeroed, written, both written back; the payload's entry is removed, and a read takes the range that is still
+/// there]: reclaim has removed the entries of the segment and waits for the pin of a neighbour.
+#[test]
+fn what_a_payload_hides_does_not_come_to_light_when_it_is_reclaimed() {
+    let world = World::new(8);
+    let env = world.sim.group("engine");
+    let (inner_env, opening) = (env.clone(), open(env.clone(), world.cache.clone(), world.backing.clone()));
+    let done = world.sim.start(&env, async move {
+        let engine = opening.await.expect("opens");
+        let service = engine.volume();
+        service.write_zeroes(0, 2 * 4096, false).await.expect("zeroes");
+        for block in 0..64 {
+            service.write(block * 4096, 4096, &[5; 4096][..], false).await.expect("writes");
+        }
+        engine.drain().await.expect("drains");
+        let inner = engine.inner.clone();
+        let neighbour = inner
+            .index
+            .lookup_with(inner.addr(1), |entry| entry.map(|entry| inner.segments.pin(entry.slot)))
+            .expect("in the index");
+        let reclaiming = inner.clone();
+        inner_env.spawn(async move {
+            reclaiming.writeback.space_wanted.store(true, std::sync::atomic::Ordering::SeqCst);
+            reclaiming.reclaim(None, None).await.expect("reclaims");
+        });
+        inner_env.sleep(1_000_000_000).await;
+        assert!(inner.index.lookup(inner.addr(0)).is_none(), "removed");
+        assert_eq!(service.read(0, 4096).await.expect("reads")[0], 5);
+        drop(neighbour);
+        inner_env.sleep(1_000_000_000).await;
+        assert_eq!(service.read(0, 4096).await.expect("reads")[0], 5);
+    });
+    world.sim.run_until(|| done.is_done()).expect("runs");
+    done.take().expect("done");
+}

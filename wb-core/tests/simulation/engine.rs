@@ -328,6 +328,9 @@ fn hard_seeds_that_failed_once() {
         // The cache device vanished while a window read what it had to write. The blocks were taken for lost, and the poison
         // went to the RAM tail; the process died, the device returned, and the start believed it.
         4_049_220,
+        // Zeroed, written, both written back: reclaim took the payload's entry out of the index, and until it had removed the
+        // range, too, reads got zeroes. The longer it waited for readers in between, the likelier.
+        6_008_837, 7_004_570,
     ];
     run_seeds(&WriteCache(PlantedBug::None), "hard seeds that failed once", story.into_iter());
 }
