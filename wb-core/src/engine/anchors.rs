@@ -25,6 +25,10 @@ impl AnchorState {
     pub fn new(anchor: Anchor) -> AnchorState {
         AnchorState { lock: AsyncLock::new(), current: Mutex::new(anchor), volatile: AtomicBool::new(false) }
     }
+    /// Waits until no anchor is being written. If one failed, the engine has by then, too.
+    pub async fn settled(&self) {
+        drop(self.lock.lock().await);
+    }
     /// Log tail and dirty tail, as last anchored.
     pub fn tails(&self) -> (Seq, Seq) {
         let current = self.current.lock().expect("not poisoned");
@@ -133,7 +137,14 @@ impl<E: Env> Inner<E> {
         count(&self.counters.cache_writes, 2);
         count(&self.counters.cache_write_bytes, 2 * BLOCK_BYTES_U64);
         count(&self.counters.cache_flushes, 2);
-        anchor.generation = meta::write_anchor_both(&*self.cache, &self.superblock, &anchor).await?;
+        match meta::write_anchor_both(&*self.cache, &self.superblock, &anchor).await {
+            Ok(generation) => anchor.generation = generation,
+            Err(error) => {
+                // Before the lock is free: see `AnchorState::settled`.
+                self.fail(error.to_string());
+                return Err(error);
+            }
+        }
         self.anchors.volatile.store(false, Ordering::SeqCst);
         self.anchored(anchor);
         Ok(())

@@ -3,7 +3,9 @@
 //! Invariants: at most one round runs. A round closes the open record if somebody wants it durable, waits until everything
 //! wanted is written, flushes the device once and only then raises D to what had been written before that flush was
 //! submitted. FUA replaces the flush only when everything before the record is durable already, for FUA says nothing about
-//! earlier writes. Record buffers are kept until D has passed them: when they run short, a round is wanted for what is
+//! earlier writes. A flush counts only if none that ran beside it failed: of a device that drops what a failed flush should
+//! have made durable, a later one says nothing [FLUSH of an anchor fails and drops a record; that of the round succeeds, and
+//! the user is told that the record is durable]. Record buffers are kept until D has passed them: when they run short, a round is wanted for what is
 //! written, whether or not a user asks.
 
 use super::Inner;
@@ -187,10 +189,18 @@ impl<E: Env> Inner<E> {
         if self.head.durable().0 >= upto {
             return Ok(()); // written through
         }
+        if self.is_failed() {
+            return Err(());
+        }
         let written = self.head.written();
         count(&self.counters.cache_flushes, 1);
         match self.cache.flush().await {
             Ok(()) => {
+                // That of an anchor beside it may have failed, and taken with it what this one found nothing left of.
+                self.anchors.settled().await;
+                if self.is_failed() {
+                    return Err(());
+                }
                 self.head.flushed(written);
                 Ok(())
             }
