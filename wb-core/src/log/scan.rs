@@ -239,6 +239,8 @@ pub async fn scan<D: Disk>(
         torn = Some(at);
     }
     let head = torn_at(&torn).map_or(walk.chain.head(), |at| Seq(at.0 - 1));
+    let marked = torn.is_none() && anchor.clean.is_some_and(|mark| mark.head == head);
+    let clean = marked && walk.next_is_readable().await?;
     Ok(LogScan {
         durable: walk.durable,
         head,
@@ -246,7 +248,7 @@ pub async fn scan<D: Disk>(
         next: walk.next,
         records: walk.records,
         segments: walk.segments,
-        clean: torn.is_none() && anchor.clean.is_some_and(|mark| mark.head == head),
+        clean,
         torn,
     })
 }
@@ -256,6 +258,22 @@ fn torn_at(torn: &Option<TornTail>) -> Option<Seq> {
 }
 
 impl<D: Disk> Walk<'_, D> {
+    /// True if the place where the log goes on can be read. What cannot may be a record after all, written since the clean
+    /// mark, and be one again when what is written there next is lost: only a new epoch excludes it then [clean stop, start,
+    /// record 2 torn and unreadable in a power cut; another record 2 there in the same epoch, lost in the next power cut; the
+    /// first one can be read again, and counts].
+    async fn next_is_readable(&self) -> Result<bool, ScanError> {
+        let (segment, block) = self.next;
+        if block >= self.superblock.geometry.record_blocks() {
+            return Ok(true);
+        }
+        match read_range(self.disk, self.superblock.geometry.block_offset(segment, block), BLOCK_BYTES).await {
+            Ok(_) => Ok(true),
+            Err(error @ ScanError::Io { error: IoError::Gone, .. }) => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
     fn torn_here(&self, at: Seq, dropped_records: u64) -> TornTail {
         let (segment, offset_blocks) = self.next;
         TornTail { at, segment, offset_blocks, reason: self.reason.clone(), dropped_records }
