@@ -76,7 +76,7 @@ unit: ## unit tests
 sim: ## tests of the core, those in the simulator included
 	$(NEXTEST) $(SIM)
 
-writeback: ## the write-back table of docs/PERFORMANCE.md at full size, in virtual time; hours of a processor
+writeback: ## the write-back table of docs/PERFORMANCE.md at full size, in virtual time; about an hour of a processor
 	$(NEXTEST) --profile soak $(SIM) --run-ignored only -E 'test(/^table::/)'
 
 e2e: ## tests of whole programs

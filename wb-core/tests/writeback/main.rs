@@ -64,55 +64,55 @@ mod table {
     use super::*;
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_1_random() {
         assert!(ratio("1 random 4 KiB", FULL, |blocks| uniform(blocks, 7), 1, 900.0) >= 4.0);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_2_zipfian() {
         assert!(ratio("2 zipfian 4 KiB", FULL, |blocks| zipfian(blocks, 7), 1, 900.0) >= 10.0);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_3_sequential() {
         assert!(stream_ratio(FULL) >= 0.95);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_4_merged() {
         assert!(share_of_large_writes(FULL) >= 0.9);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_5_largest_gap() {
         assert!(largest_gap(FULL, 900.0, 600.0) <= 100.0);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_6_read_misses() {
         assert!(read_latency_ratio(FULL, 600.0) <= 2.0);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_7_drain() {
         assert!(drain_ratio(FULL, GIB) <= 1.15);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_8_time_left() {
         assert!(eta_error(FULL, GIB) <= 0.2);
     }
 
     #[test]
-    #[ignore = "long"]
+    #[ignore = "minutes: make writeback"]
     fn row_9_quiet_disk() {
         assert!(spin_ups(FULL, Quiet { percent: 50, age_ns: Some(4 * 3600 * SECOND), window: None }) <= 12);
     }
