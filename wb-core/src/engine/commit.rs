@@ -5,8 +5,8 @@
 //! submitted. FUA replaces the flush only when everything before the record is durable already, for FUA says nothing about
 //! earlier writes. A flush counts only if none that ran beside it failed: of a device that drops what a failed flush should
 //! have made durable, a later one says nothing [FLUSH of an anchor fails and drops a record; that of the round succeeds, and
-//! the user is told that the record is durable]. Record buffers are kept until D has passed them: when they run short, a round is wanted for what is
-//! written, whether or not a user asks.
+//! the user is told that the record is durable]. Record buffers are kept until D has passed them: when they run short, a
+//! round is wanted for what is written, whether or not a user asks.
 
 use super::Inner;
 use super::counters::count;

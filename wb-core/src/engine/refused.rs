@@ -5,8 +5,9 @@
 //! window has them anyway, and when nothing else is dirty, nothing is done.
 //!
 //! Invariant: a region is known as long as one of its blocks is held, that is, refused or logged anew untried, and not written
-//! since: that its neighbours are written says nothing of it. A window that has all of the dirty log tells which blocks these are [a refused block is discarded: nothing ever writes its region, whose
-//! pause is over for good, and what else is refused is logged anew without a pause].
+//! since: that its neighbours are written says nothing of it. Of too many regions the first is forgotten, which costs a
+//! try. A window that has all of the dirty log tells which blocks these are [a refused block is discarded: nothing ever
+//! writes its region, whose pause is over for good, and what else is refused is logged anew without a pause].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -50,13 +51,16 @@ impl Refused {
         self.blocks.store(regions.values().map(|region| u64::from(region.held.count_ones())).sum(), Ordering::SeqCst);
         result
     }
+    fn look<R>(&self, look: impl FnOnce(&BTreeMap<u64, Region>) -> R) -> R {
+        look(&self.regions.lock().expect("not poisoned"))
+    }
     fn any(&self) -> bool {
         self.count.load(Ordering::SeqCst) > 0
     }
     /// A block was refused, alone and twice.
     pub fn refuse(&self, block: u64, now_ns: u64) {
         self.with(|regions| {
-            if regions.len() >= REGIONS_MAX {
+            if regions.len() >= REGIONS_MAX && !regions.contains_key(&(block / REGION_BLOCKS)) {
                 regions.pop_first();
             }
             let region = regions.entry(block / REGION_BLOCKS).or_default();
@@ -87,7 +91,7 @@ impl Refused {
     /// The block is to be left alone now.
     pub fn pauses(&self, block: u64, now_ns: u64) -> bool {
         self.any()
-            && self.with(|regions| regions.get(&(block / REGION_BLOCKS)).is_some_and(|region| region.retry_ns > now_ns))
+            && self.look(|regions| regions.get(&(block / REGION_BLOCKS)).is_some_and(|region| region.retry_ns > now_ns))
     }
     /// A window is done that logged these blocks anew. If it had all that is dirty, no other is held.
     pub fn relogged(&self, blocks: &[u64], all: bool) {
@@ -114,7 +118,7 @@ impl Refused {
     }
     /// No region may be tried now.
     pub fn all_pause(&self, now_ns: u64) -> bool {
-        !self.any() || self.with(|regions| regions.values().all(|region| region.retry_ns > now_ns))
+        !self.any() || self.look(|regions| regions.values().all(|region| region.retry_ns > now_ns))
     }
 }
 

@@ -263,11 +263,16 @@ impl<D: Disk> Walk<'_, D> {
     /// record 2 torn and unreadable in a power cut; another record 2 there in the same epoch, lost in the next power cut; the
     /// first one can be read again, and counts].
     async fn next_is_readable(&self) -> Result<bool, ScanError> {
-        let (segment, block) = self.next;
-        if block >= self.superblock.geometry.record_blocks() {
-            return Ok(true);
+        let geometry = &self.superblock.geometry;
+        let (mut segment, mut block) = self.next;
+        // The log goes on in good segments only.
+        for _ in 0..geometry.segments {
+            if block < geometry.record_blocks() && !self.bad.is_bad(segment) {
+                break;
+            }
+            (segment, block) = (geometry.next_segment(segment), 0);
         }
-        match read_range(self.disk, self.superblock.geometry.block_offset(segment, block), BLOCK_BYTES).await {
+        match read_range(self.disk, geometry.block_offset(segment, block), BLOCK_BYTES).await {
             Ok(_) => Ok(true),
             Err(error @ ScanError::Io { error: IoError::Gone, .. }) => Err(error),
             Err(_) => Ok(false),

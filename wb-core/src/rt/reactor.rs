@@ -365,3 +365,25 @@ fn first_variant() -> usize {
     #[cfg(not(test))]
     return 0;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_waits_that_one_completion_ends_are_worth_a_look() {
+        let waiting = |ns, completions| {
+            let mut lookout = Lookout { alone: false, ..Lookout::new() };
+            (0..100).for_each(|_| lookout.waited(ns, completions));
+            lookout
+        };
+        assert!(!Lookout::new().pays(), "not before anything is known");
+        let mut lookout = waiting(20_000, 1);
+        assert!(lookout.pays());
+        lookout.waited(1_000_000_000, 1);
+        assert!(!lookout.pays(), "one long wait is enough");
+        assert!(!waiting(100_000, 1).pays(), "as for a disk");
+        assert!(!waiting(5_000, 8).pays(), "in heaps");
+        assert!(!Lookout { alone: true, ..waiting(20_000, 1) }.pays(), "one processor");
+    }
+}
