@@ -78,4 +78,8 @@ pub enum PlantedBug {
     TailPassesOtherZones,
     /// Recovery leaves summaries that name dropped records.
     KeepOutdatedSummaries,
+    /// What is read back after a start goes on behind a segment that cannot be read.
+    ReadBackPastDamage,
+    /// What is read back after a start does not ask whether a later range hides it.
+    ReadBackHidden,
 }

@@ -42,7 +42,8 @@ fn layouts() -> Vec<Layout> {
         layout!(BadSegmentBlock { magic crc index uuid generation reserved bits }),
         layout!(AnchorRaw {
             magic crc flags uuid generation epoch epoch_start log_tail log_tail_segment clean_segment dirty_tail
-            durable clean_head boot_id ram_tail_id wall_unix_ns counters probes reserved
+            durable clean_head boot_id ram_tail_id wall_unix_ns counters probes dirty_segment_first
+            dirty_segment reserved
         }),
         layout!(ProbeSetRaw { volume known reserved crcs }),
         layout!(RecordHeaderRaw {

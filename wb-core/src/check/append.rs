@@ -14,7 +14,15 @@ use crate::types::*;
 
 /// What an anchor of these tools says of who served: nobody.
 pub(super) fn unserved(anchor: &Anchor, now_unix_ns: u64) -> Anchor {
-    Anchor { boot_id: [0; 16], ram_tail_id: [0; 16], wall_unix_ns: now_unix_ns, clean: None, ..anchor.clone() }
+    Anchor {
+        boot_id: [0; 16],
+        ram_tail_id: [0; 16],
+        wall_unix_ns: now_unix_ns,
+        clean: None,
+        // The tails may move. Not known is always right.
+        dirty_segment: None,
+        ..anchor.clone()
+    }
 }
 
 /// Makes the log end for good where it was found to end. Returns the anchor that says so, with the generation that the

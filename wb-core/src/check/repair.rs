@@ -128,7 +128,7 @@ async fn repair_in_place<D: Disk>(
     let pairs = [
         (plan.superblocks, [geometry.superblock_offset(0), geometry.superblock_offset(1)]),
         (plan.volumes, [geometry.volumes_offset(0), geometry.volumes_offset(1)]),
-        (plan.anchors, [geometry.anchor_offset(0), geometry.anchor_offset(1)]),
+        (plan.anchors || probes_are_void(found), [geometry.anchor_offset(0), geometry.anchor_offset(1)]),
     ];
     for offset in pairs.into_iter().filter(|pair| pair.0).flat_map(|pair| pair.1) {
         save(disk, offset, backup).await?;
@@ -152,8 +152,11 @@ async fn repair_in_place<D: Disk>(
         found.log.skipped.iter().for_each(|segment| bad.mark(*segment));
         write_bad_segments(disk, superblock, &bad).await?;
     }
-    if plan.anchors {
+    if plan.anchors || probes_are_void(found) {
         let mut anchor = found.log.anchor.clone();
+        if probes_are_void(found) {
+            anchor.probes.clear();
+        }
         if found.rebuilt_anchor.is_some() {
             anchor = unserved(&anchor, options.now_unix_ns);
         }
@@ -169,6 +172,16 @@ async fn repair_in_place<D: Disk>(
         write_header(disk, found, header, backup).await?;
     }
     disk.flush().await.map_err(CheckError::Cache)
+}
+
+/// True if a record is lost that was not known to be written back: a window that was broken off may have written its blocks,
+/// and nothing in the log tells any more which [record written back, power fails before the anchor says so, the record is
+/// lost: a probe block differs, and the start takes the disk for another one]. The next attach probes the disk anew. Before
+/// the gap is bridged, for a second run would not see it.
+fn probes_are_void(found: &Examination) -> bool {
+    let anchor = &found.log.anchor;
+    let lost = found.log.gaps.iter().any(|gap| gap.last >= anchor.dirty_tail && !gap.bridges.is_empty());
+    lost && !anchor.probes.is_empty() && found.no_anchor.is_none()
 }
 
 async fn write_header<D: Disk>(

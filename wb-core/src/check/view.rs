@@ -181,7 +181,9 @@ impl LogView {
             bridged: Vec::new(),
         };
         let mut taken = collector();
-        let walked = scan(disk, superblock, anchor, bad, durable_hint, async |found| taken.take(found)).await;
+        let walked =
+            scan(disk, superblock, anchor, bad, anchor.log_start(), durable_hint, async |found| taken.take(found))
+                .await;
         let refusal = match walked {
             Ok(scan) => {
                 let mut view = LogView::new(anchor.clone(), taken);

@@ -7,7 +7,7 @@
 use super::Inner;
 use super::counters::count;
 use crate::env::Env;
-use crate::format::{Anchor, CleanMark, ProbeSet};
+use crate::format::{Anchor, CleanMark, ProbeSet, SegmentStart};
 use crate::meta::{self, MetaError};
 use crate::sync::AsyncLock;
 use crate::types::*;
@@ -101,6 +101,11 @@ impl<E: Env> Inner<E> {
         anchor.log_tail = tails.log_tail;
         anchor.log_tail_segment = tails.log_tail_segment;
         anchor.dirty_tail = tails.dirty_tail;
+        // Of a record that is durable, so that its place is known to hold it.
+        let start = self.head.newest_from(tails.dirty_tail.min(anchor.durable));
+        anchor.dirty_segment = start
+            .filter(|live| live.first_seq >= tails.log_tail)
+            .map(|live| SegmentStart { segment: live.segment, first: live.first_seq });
         self.write_both(anchor, probes).await
     }
 
@@ -124,6 +129,7 @@ impl<E: Env> Inner<E> {
         anchor.log_tail = head.next();
         anchor.log_tail_segment = segment;
         anchor.dirty_tail = head.next();
+        anchor.dirty_segment = None;
         anchor.clean = Some(CleanMark { head, segment });
         anchor.probes.clear();
         self.write_both(anchor, None).await

@@ -21,6 +21,7 @@ use std::pin::Pin;
 const BATCH_SEGMENTS: usize = if cfg!(feature = "sim") { 3 } else { 128 };
 
 /// What to load for.
+#[derive(Clone)]
 pub(super) struct LoadFor {
     pub volume: Volume,
     /// The volume is not in the table yet: nothing in the log can be for it.
@@ -29,6 +30,8 @@ pub(super) struct LoadFor {
     pub index: IndexConfig,
     pub range_pieces: usize,
     pub dirty_tail: Seq,
+    /// Segments of the log before the one where the walk begins.
+    pub unread: u32,
     pub now_unix_ns: u64,
 }
 
@@ -40,6 +43,7 @@ struct Loading {
     ranges: RangeMap,
     live: VecDeque<LiveSegment>,
     next_pos: u64,
+    previous_crc: u32,
     last: Option<ScannedSegment>,
     error: Option<OpenError>,
 }
@@ -52,6 +56,8 @@ pub(super) struct Loaded {
     pub live: VecDeque<LiveSegment>,
     /// The newest segment.
     pub last: Option<ScannedSegment>,
+    /// Chain value of the record before the walk began.
+    pub previous_crc: u32,
 }
 
 /// Positions of slots of live segments: later in the log, newer.
@@ -66,7 +72,8 @@ impl Loading {
             segments: SegmentTable::new(what.geometry),
             ranges: RangeMap::new(RANGES_MAX.max(2 * what.range_pieces)),
             live: VecDeque::new(),
-            next_pos: u64::from(what.geometry.segment_blocks()),
+            next_pos: (u64::from(what.unread) + 1) * u64::from(what.geometry.segment_blocks()),
+            previous_crc: 0,
             last: None,
             error: None,
             what,
@@ -87,6 +94,9 @@ impl Loading {
         let pos = LogPos(self.next_pos);
         self.next_pos += u64::from(self.what.geometry.segment_blocks());
         self.segments.set_pos(scanned.segment, pos);
+        if self.live.is_empty() {
+            self.previous_crc = scanned.previous_crc;
+        }
         for record in &scanned.records {
             let dirty = record.seq >= self.what.dirty_tail;
             let mut payload = 0;
@@ -153,12 +163,12 @@ impl Loading {
     }
 
     fn finish(self) -> Result<Loaded, OpenError> {
-        let Loading { index, segments, ranges, live, last, error, .. } = self;
+        let Loading { index, segments, ranges, live, previous_crc, last, error, .. } = self;
         if let Some(error) = error {
             return Err(error);
         }
         let index = index.finish(&is_newer(&segments))?;
-        Ok(Loaded { index, segments, ranges, live, last })
+        Ok(Loaded { index, segments, ranges, live, last, previous_crc })
     }
 }
 

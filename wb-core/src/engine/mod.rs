@@ -34,6 +34,7 @@ mod sweep;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod warm;
 mod window;
 mod write;
 mod writeback;
@@ -104,6 +105,7 @@ pub(crate) struct Inner<E: Env> {
     space: WaitQueue,
     anchors: anchors::AnchorState,
     writeback: writeback::WritebackState,
+    warm: warm::WarmState,
     admission: admission::Admission,
     /// Set for ever by a failed write or flush of the cache device: only a recovery clears it.
     failed: AtomicBool,

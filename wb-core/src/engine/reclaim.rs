@@ -8,7 +8,7 @@ use super::anchors::Tails;
 use super::config::Shares;
 use super::writeback::WindowError;
 use crate::env::Env;
-use crate::format::ProbeSet;
+use crate::format::{ProbeSet, SegmentStart};
 use crate::index::Action;
 use crate::log::head::LiveSegment;
 use crate::types::*;
@@ -24,7 +24,12 @@ impl<E: Env> Inner<E> {
     ) -> Result<(), WindowError> {
         let _turn = self.writeback.reclaiming.lock().await;
         let dirty_tail = moved.unwrap_or_else(|| self.anchors.tails().1);
-        let freed = self.choose(dirty_tail);
+        // What is unread is the oldest; what was read back since waits for it.
+        let (freed, forgotten) = match self.head.unread_good() {
+            0 => (self.choose(dirty_tail), None),
+            _ if self.may_forget() => (Vec::new(), Some(self.choose_unread().await)),
+            _ => (Vec::new(), None),
+        };
         // One after the other, oldest first: what a segment's ranges hide is in segments that are gone by then, or in itself.
         for live in &freed {
             self.remove_entries(live).await;
@@ -40,6 +45,10 @@ impl<E: Env> Inner<E> {
         }
         let oldest = self.head.oldest_segments(freed.len() + 1);
         let tails = match (freed.is_empty(), oldest.last()) {
+            (true, _) if forgotten.is_some() => {
+                let SegmentStart { segment, first } = forgotten.as_ref().expect("just seen").log_start;
+                Tails { log_tail: first, log_tail_segment: segment, dirty_tail }
+            }
             (false, Some(first)) => {
                 assert_eq!(oldest.len(), freed.len() + 1, "the newest segment stays");
                 Tails { log_tail: first.first_seq, log_tail_segment: first.segment, dirty_tail }
@@ -52,6 +61,9 @@ impl<E: Env> Inner<E> {
         self.anchor_tails(tails, probes).await.map_err(|error| WindowError::Cache(error.to_string()))?;
         if let Some(live) = self.head.segments_from(dirty_tail, 1).first() {
             self.admission.tail_is_at(live.pos);
+        }
+        if let Some(forgotten) = forgotten {
+            self.head.forget_unread(forgotten.good);
         }
         for live in freed {
             self.segments.set_pos(live.segment, LogPos(0));

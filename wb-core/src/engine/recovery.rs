@@ -1,4 +1,4 @@
-//! Start: load the metadata, walk the log, build the index, judge the backing device, make what was found durable, serve.
+//! Start: load the metadata, walk the log from the segment of the dirty tail on, build the index, judge the backing device, make what was found durable, serve.
 //!
 //! Nothing is written before everything that can be checked has been. Before serving, the cache device is flushed and an
 //! anchor with D = head and, unless the stop was proven clean, a new epoch is durable in both slots: what was once read
@@ -14,10 +14,11 @@ use super::counters::CounterCells;
 use super::loading::{Intake, LoadFor, Loaded};
 use super::segments::SegmentTable;
 use super::tail::{self, Before, OwnTail, TailReport};
+use super::warm::WarmState;
 use super::writeback::WritebackState;
 use super::{Engine, Inner, Served};
 use crate::env::{Env, PlantedBug};
-use crate::format::{Anchor, BadSegments, PROBES_PER_VOLUME, Superblock, Volume};
+use crate::format::{Anchor, BadSegments, PROBES_PER_VOLUME, SegmentStart, Superblock, Volume};
 use crate::index::{AddressWidths, Index, IndexConfig, IndexError, RangeMap};
 use crate::io::{BufPool, Disk, IoError, PoolClass};
 use crate::log::head::{HeadConfig, HeadStart, LiveSegment, LogHead};
@@ -211,43 +212,36 @@ impl<E: Env> Engine<E> {
             attach::choose(&meta.volumes, &options.backing, options.force, || env.random_u64(), env.wall_ns())?;
         let seed = env.random_u64();
         let before = tail::replay(env, &options, &mut meta).await?;
-        let mut intake = Intake::new(
-            env,
-            LoadFor {
-                volume: volume.clone(),
-                fresh,
-                geometry: meta.superblock.geometry,
-                index: IndexConfig {
-                    slots: meta.superblock.geometry.slots(),
-                    entries: meta.superblock.geometry.payload_max(),
-                    widths: AddressWidths::for_volumes([(volume.id, volume.blocks())]),
-                    shards: options.config.index_shards,
-                    seed,
-                    with_crcs: options.config.verify_reads,
-                },
-                range_pieces: options.config.range_pieces,
-                dirty_tail: meta.anchor.dirty_tail,
-                now_unix_ns: env.wall_ns(),
+        let geometry = meta.superblock.geometry;
+        let what = LoadFor {
+            volume: volume.clone(),
+            fresh,
+            geometry,
+            index: IndexConfig {
+                slots: geometry.slots(),
+                entries: geometry.payload_max(),
+                widths: AddressWidths::for_volumes([(volume.id, volume.blocks())]),
+                shards: options.config.index_shards,
+                seed,
+                with_crcs: options.config.verify_reads,
             },
-        );
+            range_pieces: options.config.range_pieces,
+            dirty_tail: meta.anchor.dirty_tail,
+            unread: 0,
+            now_unix_ns: env.wall_ns(),
+        };
         let mut hint = meta.anchor_slots.iter().flatten().map(|anchor| anchor.durable).max().unwrap_or_default();
         if let Before::Replayed { head, .. } = &before {
             hint = hint.max(*head); // all of it is durable now, and the walk must find it
         }
-        let mut refused = None;
-        let take = async |segment| {
-            if refused.is_none() {
-                refused = intake.take(segment).await.err();
-            }
-        };
-        let scanned = scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, hint, take);
+        let walked = load(env, &options, &meta, what, hint);
         // The disk seeks while the SSD is walked.
-        let (scanned, probed) = join(scanned, probe_known(&meta, &volume, &options.backing)).await;
-        let mut found = scanned?;
-        if let Some(error) = refused {
-            return Err(error.into());
-        }
-        let Loaded { index, segments, ranges, live, last } = intake.finish().await?;
+        let (walked, probed) = join(walked, probe_known(&meta, &volume, &options.backing)).await;
+        let (mut found, loaded, start) = walked?;
+        let Loaded { index, segments, ranges, live, last, previous_crc } = loaded;
+        let unread = geometry.distance(meta.anchor.log_tail_segment, start.segment);
+        let unread = (0..unread).map(|step| geometry.segment_after(meta.anchor.log_tail_segment, step));
+        let unread_good = unread.filter(|segment| !meta.bad_segments.is_bad(*segment)).count() as u32;
         let (same_epoch, tail_report) = match before {
             Before::Replayed { head, .. } if head != found.head => {
                 return Err(OpenError::TailMismatch { head: found.head, tail: head });
@@ -266,7 +260,7 @@ impl<E: Env> Engine<E> {
         // An instance that has a tail takes the clean mark back without telling the device.
         found.clean &= matches!(before, Before::NoTail);
         report(&found);
-        let head_start = head_start(&meta, &found, same_epoch, live, last, &options.config);
+        let head_start = head_start(&meta, &found, same_epoch, live, unread_good, last, &options.config);
         let dirty = index.dirty_len() > 0 || ranges.dirty_blocks() > 0;
         if dirty && options.backing.disk.geometry().read_only {
             return Err(AttachError::ReadOnlyDirty { path: options.backing.path }.into());
@@ -287,9 +281,48 @@ impl<E: Env> Engine<E> {
             accepted_loss,
             recovery_ns: env.now_ns() - started_ns,
         };
-        let parts = Parts { index, segments, ranges, head_start, anchor, recovery, tail, own_tail };
+        let warm = WarmState::new(unread_good > 0, previous_crc);
+        let parts = Parts { index, segments, ranges, head_start, warm, anchor, recovery, tail, own_tail };
         Ok(build(env, meta, options, volume, parts))
     }
+}
+
+/// Walks the log from the segment of the dirty tail on, and loads it. What lies before is read while the cache is served
+/// ([`super::warm`]). Where the walk fails there, all of the log is walked: the anchor may not know better.
+async fn load<E: Env>(
+    env: &E,
+    options: &OpenOptions<E::Disk>,
+    meta: &CacheMeta,
+    what: LoadFor,
+    hint: Seq,
+) -> Result<(LogScan, Loaded, SegmentStart), OpenError> {
+    let log_start = meta.anchor.log_start();
+    let dirty = meta.anchor.dirty_segment.filter(|start| start.segment != log_start.segment);
+    for start in dirty.into_iter().chain([log_start]) {
+        let unread = what.geometry.distance(log_start.segment, start.segment);
+        let mut intake = Intake::new(env, LoadFor { unread, ..what.clone() });
+        let mut refused = None;
+        let take = async |segment| {
+            if refused.is_none() {
+                refused = intake.take(segment).await.err();
+            }
+        };
+        match scan(&*options.cache, &meta.superblock, &meta.anchor, &meta.bad_segments, start, hint, take).await {
+            Ok(found) => {
+                if let Some(error) = refused {
+                    return Err(error.into());
+                }
+                return Ok((found, intake.finish().await?, start));
+            }
+            Err(ScanError::Corrupt { at, reason, .. }) if unread > 0 => {
+                tracing::warn!(
+                    "record {at}, in or behind the segment of the dirty tail: {reason}; walking the whole log"
+                );
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unreachable!("the walk from the log tail gives its result or its error")
 }
 
 fn report(found: &LogScan) {
@@ -318,6 +351,7 @@ fn head_start(
     found: &LogScan,
     same_epoch: bool,
     live: VecDeque<LiveSegment>,
+    unread_good: u32,
     last: Option<ScannedSegment>,
     config: &EngineConfig,
 ) -> HeadStart {
@@ -343,6 +377,7 @@ fn head_start(
         epoch,
         epoch_start,
         live,
+        unread_good,
         next_segment: match goes_on {
             Some(_) => geometry.next_segment(segment),
             None => segment,
@@ -480,6 +515,7 @@ struct Parts {
     segments: SegmentTable,
     ranges: RangeMap,
     head_start: HeadStart,
+    warm: WarmState,
     anchor: Anchor,
     recovery: RecoveryReport,
     tail: Tail,
@@ -530,6 +566,7 @@ fn build<E: Env>(env: &E, meta: CacheMeta, options: OpenOptions<E::Disk>, volume
         space: WaitQueue::new(),
         anchors: AnchorState::new(parts.anchor),
         writeback: WritebackState::new(config.policy),
+        warm: parts.warm,
         admission: Admission::default(),
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),

@@ -23,6 +23,8 @@ pub struct Status {
     pub dirty_bytes: u64,
     /// Bytes in the cache.
     pub cached_bytes: u64,
+    /// Segments of the log that are still to be read into the index: nothing dirty is in them.
+    pub unread_segments: u32,
     /// Zeroed and discarded ranges in memory.
     pub range_pieces: usize,
     /// Lifetime counters.
@@ -93,6 +95,7 @@ impl<E: Env> Engine<E> {
             read_only: inner.served.read_only,
             dirty_bytes: inner.index.dirty_len() * BLOCK_BYTES_U64,
             cached_bytes: inner.index.len() * BLOCK_BYTES_U64,
+            unread_segments: inner.head.unread_good(),
             range_pieces: inner.served.range_pieces.load(Ordering::SeqCst),
             counters: inner.counters.snapshot(),
             free_segments: inner.head.free_segments(),

@@ -33,7 +33,7 @@ use crate::log::head::{Class, Full};
 use crate::service::ServiceError;
 use crate::sync::{AsyncLock, WaitQueue};
 use crate::types::*;
-use futures_util::future::{join3, select};
+use futures_util::future::{join4, select};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -166,7 +166,7 @@ impl<E: Env> Inner<E> {
 
     /// Runs until the engine stops.
     pub(super) async fn maintain(self: Arc<Self>) {
-        let work = join3(self.write_back(), self.make_room(), self.pace_writers());
+        let work = join4(self.write_back(), self.make_room(), self.pace_writers(), self.warm_up());
         // The clock is dropped with the end of the work: nobody waits for its next tick.
         select(pin!(work), pin!(self.look_at_the_clock())).await;
         self.writeback.stopped.store(true, Ordering::SeqCst);
@@ -246,10 +246,13 @@ impl<E: Env> Inner<E> {
         }
         let (free, _) = self.head.free_segments();
         (free < Shares::of(&self.geometry).free_low || wanted).then_some(())?;
-        self.has_reclaimable().then_some(false)
+        (self.has_reclaimable() && (self.head.unread_good() == 0 || self.may_forget())).then_some(false)
     }
 
     pub(super) fn has_reclaimable(&self) -> bool {
+        if self.head.unread_good() > 0 {
+            return true;
+        }
         let (_, dirty_tail) = self.anchors.tails();
         let oldest = self.head.oldest_segments(2);
         oldest.len() == 2 && !oldest[0].summary_in_flight && oldest[0].last_seq.is_some_and(|last| last < dirty_tail)

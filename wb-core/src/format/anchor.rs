@@ -34,7 +34,9 @@ pub struct AnchorRaw {
     pub wall_unix_ns: U64,
     pub counters: [U64; 16],
     pub probes: [ProbeSetRaw; VOLUMES_MAX],
-    pub reserved: [u8; 2752],
+    pub dirty_segment_first: U64,
+    pub dirty_segment: U32,
+    pub reserved: [u8; 2740],
 }
 
 /// Probe CRCs of one volume, 72 bytes.
@@ -48,6 +50,15 @@ pub struct ProbeSetRaw {
 }
 
 const _: () = assert!(size_of::<AnchorRaw>() == BLOCK_BYTES);
+
+/// A segment of the log, and the record that it begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentStart {
+    /// The segment.
+    pub segment: SegmentNo,
+    /// Its first record.
+    pub first: Seq,
+}
 
 /// "Everything up to this record is on stable media and nothing follows": void as soon as a later record exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +193,9 @@ pub struct Anchor {
     pub log_tail_segment: SegmentNo,
     /// Oldest record not written back.
     pub dirty_tail: Seq,
+    /// The segment that holds the dirty tail, or the newest one if that lies behind it: a start need not read anything
+    /// before. `None`: not known.
+    pub dirty_segment: Option<SegmentStart>,
     /// D.
     pub durable: Seq,
     /// Present after a clean stop.
@@ -208,6 +222,7 @@ impl Anchor {
             log_tail: Seq(1),
             log_tail_segment: SegmentNo(0),
             dirty_tail: Seq(1),
+            dirty_segment: None,
             durable: Seq(0),
             clean: Some(CleanMark { head: Seq(0), segment: SegmentNo(0) }),
             boot_id: [0; 16],
@@ -216,6 +231,11 @@ impl Anchor {
             counters: Counters::default(),
             probes: Vec::new(),
         }
+    }
+
+    /// Where the log begins.
+    pub fn log_start(&self) -> SegmentStart {
+        SegmentStart { segment: self.log_tail_segment, first: self.log_tail }
     }
 
     /// The block of this anchor.
@@ -230,6 +250,10 @@ impl Anchor {
         raw.log_tail = self.log_tail.0.into();
         raw.log_tail_segment = self.log_tail_segment.0.into();
         raw.dirty_tail = self.dirty_tail.0.into();
+        if let Some(start) = self.dirty_segment {
+            raw.dirty_segment_first = start.first.0.into();
+            raw.dirty_segment = start.segment.0.into();
+        }
         raw.durable = self.durable.0.into();
         if let Some(clean) = self.clean {
             raw.flags = FLAG_CLEAN.into();
@@ -267,6 +291,14 @@ impl Anchor {
         if log == 0 || dirty < log || durable.checked_add(1).is_none_or(|next| next < dirty) {
             return Err(bad(WHAT, format!("log tail {log}, dirty tail {dirty}, durable {durable}")));
         }
+        let (first, segment) = (raw.dirty_segment_first.get(), raw.dirty_segment.get());
+        if first > 0 && (first < log || first > dirty.min(durable) || segment >= geometry.segments) {
+            return Err(bad(
+                WHAT,
+                format!("dirty tail {dirty} in segment {segment}, which begins with record {first}"),
+            ));
+        }
+        let dirty_segment = (first > 0).then_some(SegmentStart { segment: SegmentNo(segment), first: Seq(first) });
         if raw.epoch.get() == 0 || raw.epoch_start.get() == 0 {
             return Err(bad(WHAT, format!("epoch {} from record {}", raw.epoch, raw.epoch_start)));
         }
@@ -287,6 +319,7 @@ impl Anchor {
             log_tail: Seq(log),
             log_tail_segment: SegmentNo(raw.log_tail_segment.get()),
             dirty_tail: Seq(dirty),
+            dirty_segment,
             durable: Seq(durable),
             clean,
             boot_id: raw.boot_id,
@@ -308,6 +341,8 @@ mod tests {
         let uuid = Uuid::from_bytes([9; 16]);
         let mut anchor = Anchor::first();
         anchor.durable = Seq(77);
+        anchor.dirty_tail = Seq(70);
+        anchor.dirty_segment = Some(SegmentStart { segment: SegmentNo(3), first: Seq(68) });
         anchor.counters = Counters::from_array(std::array::from_fn(|at| at as u64 + 1));
         let mut crcs = [None; PROBES_PER_VOLUME];
         crcs[0] = Some(0);
@@ -315,6 +350,11 @@ mod tests {
         anchor.probes = (1..=15).map(|id| ProbeSet { volume: VolumeId(id), crcs }).collect();
         let block = anchor.encode(uuid, 4);
         assert_eq!(Anchor::decode(&block, &geometry, uuid, 4), Ok(anchor.clone()));
+        for (first, segment) in [(71, 3), (68, geometry.segments)] {
+            let start = Some(SegmentStart { segment: SegmentNo(segment), first: Seq(first) });
+            let wrong = Anchor { dirty_segment: start, ..anchor.clone() };
+            assert!(Anchor::decode(&wrong.encode(uuid, 4), &geometry, uuid, 4).is_err());
+        }
         anchor.dirty_tail = Seq(0);
         assert!(Anchor::decode(&anchor.encode(uuid, 4), &geometry, uuid, 4).is_err());
     }

@@ -158,6 +158,15 @@ impl Geometry {
     pub fn next_segment(&self, segment: SegmentNo) -> SegmentNo {
         SegmentNo(if segment.0 + 1 == self.segments { 0 } else { segment.0 + 1 })
     }
+    /// The segment `steps` after this one in the ring.
+    pub fn segment_after(&self, segment: SegmentNo, steps: u32) -> SegmentNo {
+        SegmentNo(((u64::from(segment.0) + u64::from(steps)) % u64::from(self.segments)) as u32)
+    }
+    /// Steps from one segment to another in the ring.
+    pub fn distance(&self, from: SegmentNo, to: SegmentNo) -> u32 {
+        let ahead = u64::from(to.0) + u64::from(self.segments) - u64::from(from.0);
+        (ahead % u64::from(self.segments)) as u32
+    }
 
     /// Bytes of each of the two metadata areas.
     pub fn metadata_bytes(&self) -> u64 {

@@ -14,7 +14,7 @@ mod summary_builder;
 mod superblock;
 mod volumes;
 
-pub use anchor::{Anchor, AnchorRaw, CleanMark, Counters, PROBES_PER_VOLUME, ProbeSet, ProbeSetRaw};
+pub use anchor::{Anchor, AnchorRaw, CleanMark, Counters, PROBES_PER_VOLUME, ProbeSet, ProbeSetRaw, SegmentStart};
 pub use badseg::{BAD_SEGMENTS_PER_BLOCK, BadSegmentBlock, BadSegments};
 #[cfg(any(test, feature = "sim", feature = "testing"))]
 pub(crate) use crc::block_crc;

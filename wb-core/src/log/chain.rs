@@ -111,10 +111,10 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The chain before the anchor's log tail.
-    pub fn new(anchor: &Anchor) -> Chain {
+    /// The chain before record `first`.
+    pub fn new(anchor: &Anchor, first: Seq) -> Chain {
         Chain {
-            next: anchor.log_tail,
+            next: first,
             previous_crc: None,
             epoch: None,
             current_epoch: anchor.epoch,
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn follows_number_predecessor_and_epoch() {
-        let mut chain = Chain::new(&anchor(2, 7));
+        let mut chain = Chain::new(&anchor(2, 7), Seq(5));
         assert_eq!(chain.accept(&header(5, 99, 1, 1, 50)), Ok(()), "the first one's predecessor is not known");
         assert!(matches!(chain.accept(&header(7, 50, 1, 1, 70)), Err(Broken::Number { .. })));
         assert_eq!(chain.accept(&header(6, 51, 1, 1, 60)), Err(Broken::Predecessor));

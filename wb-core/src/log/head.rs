@@ -14,6 +14,8 @@
 //! * What is sealed comes out as a [`Submit`] of the call that sealed it, also where that call refuses something, or waits in
 //!   `held`. Nothing that a flush wants waits there: neither when it is asked for nor when it is sealed later.
 //! * A closed segment's summary is built from exactly the records that were sealed into it.
+//! * After a start `live` may lack the oldest part of the log, which holds nothing dirty: it is *unread*. It is read from its
+//!   newest segment to its oldest ([`LogHead::read_back`]), or forgotten from the oldest on; so `live` has no gap.
 
 mod questions;
 mod sealing;
@@ -183,8 +185,10 @@ pub struct HeadStart {
     pub epoch: Epoch,
     /// First record of it.
     pub epoch_start: Seq,
-    /// The live log, oldest first.
+    /// The live log, oldest first, from the segment on where the walk began.
     pub live: VecDeque<LiveSegment>,
+    /// Good segments of the log before that.
+    pub unread_good: u32,
     /// The last segment, if the log goes on in it, and the block where.
     pub open: Option<(ScannedSegment, u32)>,
     /// Where to look for a free segment first.
@@ -216,6 +220,8 @@ struct HeadState {
     written: (Seq, LogPos),
     durable: (Seq, LogPos),
     live: VecDeque<LiveSegment>,
+    /// Good segments of the log before `live`.
+    unread_good: u32,
     free_segments: u32,
     /// D that a header or an anchor on the device tells.
     told_durable: Seq,
@@ -282,7 +288,8 @@ impl LogHead {
             written: (start.head, start.head_pos),
             durable: (start.head, start.head_pos),
             live: start.live,
-            free_segments: usable - live_good,
+            unread_good: start.unread_good,
+            free_segments: usable - live_good - start.unread_good,
             told_durable: start.head,
             tails: (start.log_tail, start.dirty_tail),
             epoch: (start.epoch, start.epoch_start),

@@ -1,6 +1,6 @@
 //! The walk over the log at start-up and in `wb-check`: what is in the log, what is durable, where it ends.
 //!
-//! 1. Walk the ring from the log tail: a summary is taken if the chain runs through it, else the segment's headers are
+//! 1. Walk the ring from the log tail, or from the segment of the dirty tail (what lies before it is only cache): a summary is taken if the chain runs through it, else the segment's headers are
 //!    read one after the other. The walk ends at the first place where the chain does not go on.
 //! 2. Look behind the end: every self-valid header there that the current epoch allows says how much was durable when
 //!    it was sealed. D is the maximum over these, everything walked and the anchors.
@@ -11,7 +11,7 @@
 //! Summaries are read in ring order with a deep queue; memory is bounded by the records beyond D.
 
 use super::chain::{Broken, Chain, ScannedRecord, records_of_summary};
-use crate::format::{Anchor, BadSegments, FormatError, RecordHeader, SegmentSummary, Superblock, crc32c};
+use crate::format::{Anchor, BadSegments, FormatError, RecordHeader, SegmentStart, SegmentSummary, Superblock, crc32c};
 use crate::io::{Buf, Disk, IoError};
 use crate::types::*;
 use futures_util::{StreamExt, stream};
@@ -184,6 +184,8 @@ struct Walk<'a, D: Disk> {
     superblock: &'a Superblock,
     anchor: &'a Anchor,
     bad: &'a BadSegments,
+    /// The segments that the walk may come to, in ring order.
+    ring: Vec<SegmentNo>,
     chain: Chain,
     durable: Seq,
     /// Segments whose records are not yet known to be ≤ D.
@@ -197,7 +199,8 @@ struct Walk<'a, D: Disk> {
     reason: String,
 }
 
-/// Walks the log. `sink` gets every segment of it in log order, with the records that count.
+/// Walks the log from `start` on, which is its beginning or a later segment of it. `sink` gets every segment in log order,
+/// with the records that count.
 ///
 /// `durable_hint` is D as known from elsewhere (both anchors; the caller passes their maximum).
 pub async fn scan<D: Disk>(
@@ -205,18 +208,23 @@ pub async fn scan<D: Disk>(
     superblock: &Superblock,
     anchor: &Anchor,
     bad: &BadSegments,
+    start: SegmentStart,
     durable_hint: Seq,
     mut sink: impl AsyncFnMut(ScannedSegment),
 ) -> Result<LogScan, ScanError> {
+    let geometry = &superblock.geometry;
+    let before = geometry.distance(anchor.log_tail_segment, start.segment);
+    let ring = (0..geometry.segments - before).map(|step| geometry.segment_after(start.segment, step));
     let mut walk = Walk {
         disk,
         superblock,
         anchor,
         bad,
-        chain: Chain::new(anchor),
+        ring: ring.collect(),
+        chain: Chain::new(anchor, start.first),
         durable: anchor.durable.max(durable_hint),
         pending: Default::default(),
-        next: (anchor.log_tail_segment, 0),
+        next: (start.segment, 0),
         records: 0,
         segments: 0,
         kept_crc: 0,
@@ -284,10 +292,9 @@ impl<D: Disk> Walk<'_, D> {
         TornTail { at, segment, offset_blocks, reason: self.reason.clone(), dropped_records }
     }
 
-    /// Step 1. Gives the number of ring positions, from the log tail, that the walk has looked at and left behind.
+    /// Step 1. Gives the number of ring positions, from the start, that the walk has looked at and left behind.
     async fn walk_ring(&mut self, sink: &mut impl AsyncFnMut(ScannedSegment)) -> Result<u32, ScanError> {
-        let geometry = &self.superblock.geometry;
-        let ring: Vec<SegmentNo> = ring_from(self.anchor.log_tail_segment, geometry.segments).collect();
+        let ring = self.ring.clone();
         let (disk, superblock) = (self.disk, self.superblock);
         let mut summaries = stream::iter(ring.iter().copied())
             .map(|segment| read_summary(disk, superblock, segment))
@@ -429,8 +436,7 @@ impl<D: Disk> Walk<'_, D> {
         if offset > 0 && offset < geometry.record_blocks() {
             behind += self.look_into(segment, offset).await?;
         }
-        let rest: Vec<SegmentNo> =
-            ring_from(self.anchor.log_tail_segment, geometry.segments).skip(walked as usize).collect();
+        let rest = self.ring[walked as usize..].to_vec();
         // The segment at the break is searched whole: its first header may be the one that has rotted.
         let Some((first, rest)) = rest.split_first() else { return Ok(behind) };
         behind += self.look_into(*first, 0).await?;
@@ -545,10 +551,6 @@ impl<D: Disk> Walk<'_, D> {
 
 fn last_seq(segment: &ScannedSegment) -> Seq {
     segment.records.last().expect("a segment of the log has records").last_seq()
-}
-
-fn ring_from(first: SegmentNo, segments: u32) -> impl Iterator<Item = SegmentNo> {
-    (0..segments).map(move |step| SegmentNo(((u64::from(first.0) + u64::from(step)) % u64::from(segments)) as u32))
 }
 
 /// The summary of a segment, if it has a valid one.

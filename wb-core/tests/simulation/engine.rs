@@ -173,10 +173,11 @@ impl System for WriteCache {
     }
 
     async fn start(self, env: SimEnv, cache: SimDisk, backing: SimDisk, plan: Plan) -> Result<Serving, String> {
-        let engine = open(&env, cache, backing, settings(&plan, self.0)).await?;
+        let engine = open(&env, cache, backing, settings(&plan, self.0)).await;
         if crate::setting("WB_TRACE").is_some() {
-            eprintln!("{:#?}", engine.status().recovery);
+            eprintln!("{:#?}", engine.as_ref().map(|engine| engine.status().recovery));
         }
+        let engine = engine?;
         Ok(Serving(engine))
     }
 
@@ -425,6 +426,7 @@ fn planted_bugs_are_found() {
         (PlantedBug::DiscardAppliedLate, 80),
         (PlantedBug::TwoBackingWrites, 80),
         (PlantedBug::TailPassesOtherZones, 80),
+        (PlantedBug::ReadBackHidden, 1000),
     ];
     for (bug, max) in bugs {
         assert_found(bug, max, Plan::draw_plain);

@@ -7,6 +7,7 @@ mod large;
 mod reference;
 mod scenarios;
 mod unwritable;
+mod warm;
 mod writeback;
 
 use std::ops::Range;

@@ -38,11 +38,16 @@ impl Bench {
     }
 
     pub fn with_seed(seed: u64, backing_bytes: u64) -> Bench {
+        Bench::sized(seed, CACHE_BYTES, backing_bytes)
+    }
+
+    /// With a cache device of another size.
+    pub fn sized(seed: u64, cache_bytes: u64, backing_bytes: u64) -> Bench {
         let sim = Sim::new(seed);
         let device = |name: &str, bytes| {
             SimDevice::new(&sim, DeviceConfig::new(name, bytes), Medium::default(), FaultPlan::default())
         };
-        let (cache, backing) = (device("cache", CACHE_BYTES), device("backing", backing_bytes));
+        let (cache, backing) = (device("cache", cache_bytes), device("backing", backing_bytes));
         let disk = cache.open(&sim.env());
         let options = FormatOptions {
             segment_bytes: SEGMENT_BYTES,
@@ -52,7 +57,7 @@ impl Bench {
             now_unix_ns: 0,
         };
         sim.run(async move { meta::format(&disk, options).await.expect("formats") }).expect("formats");
-        let geometry = Geometry::new(CACHE_BYTES, SEGMENT_BYTES).expect("a geometry");
+        let geometry = Geometry::new(cache_bytes, SEGMENT_BYTES).expect("a geometry");
         Bench { sim, cache, backing, config: small_settings(), geometry, accept_loss: false }
     }
 

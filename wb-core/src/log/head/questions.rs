@@ -94,11 +94,49 @@ impl LogHead {
         let builder = state.builder.as_ref().filter(|builder| builder.summary.segment() == segment);
         builder.map(|builder| builder.summary.records())
     }
+    /// The oldest segment that has been read; what is before it in the log is unread.
+    pub fn oldest(&self) -> Option<LiveSegment> {
+        self.lock().live.front().cloned()
+    }
+    /// The newest segment that begins with this record or an older one.
+    pub fn newest_from(&self, seq: Seq) -> Option<LiveSegment> {
+        let state = self.lock();
+        let count = state.live.partition_point(|live| live.first_seq <= seq);
+        count.checked_sub(1).map(|at| state.live[at].clone())
+    }
+    /// Puts an unread segment in front of the live log: it has been read, and its last record is the one before those that
+    /// had been. Between it and the oldest one there are only bad segments that hold nothing.
+    pub fn read_back(&self, live: LiveSegment) {
+        let mut state = self.lock();
+        let follows = state.live.front().map(|oldest| (oldest.first_seq, oldest.pos));
+        let fits = follows.is_some_and(|(seq, pos)| live.last_seq.is_some_and(|last| last < seq) && live.pos < pos);
+        assert!(fits, "what is read back is older");
+        if !self.bad.is_bad(live.segment) {
+            state.unread_good = state.unread_good.checked_sub(1).expect("an unread segment");
+        }
+        state.live.push_front(live);
+    }
+    /// Good segments of the log that are unread.
+    pub fn unread_good(&self) -> u32 {
+        self.lock().unread_good
+    }
+    /// Frees unread segments, the oldest ones. The anchor that says so is durable in both slots.
+    pub fn forget_unread(&self, good: u32) {
+        let mut state = self.lock();
+        state.unread_good = state.unread_good.checked_sub(good).expect("unread segments");
+        state.free_segments += good;
+    }
+    /// Whether a segment may be used.
+    pub fn is_bad(&self, segment: SegmentNo) -> bool {
+        self.bad.is_bad(segment)
+    }
+
     /// Takes the oldest segment out of the live log. The anchor that says so is durable in both slots, nothing is
     /// pinned or indexed in it.
     pub fn free_oldest(&self, segment: SegmentNo) {
         let mut state = self.lock();
         assert!(state.live.len() > 1, "the newest segment stays");
+        assert_eq!(state.unread_good, 0, "what is unread is older");
         let oldest = state.live.pop_front().expect("more than one");
         assert_eq!(oldest.segment, segment, "segments are freed in ring order");
         assert!(!oldest.summary_in_flight, "nothing is on its way to a free segment");

@@ -34,6 +34,7 @@ fn head(buffers: usize, segments: u64) -> LogHead {
             epoch: Epoch(1),
             epoch_start: Seq(1),
             live: VecDeque::new(),
+            unread_good: 0,
             open: None,
             next_segment: SegmentNo(0),
             log_tail: Seq(1),
