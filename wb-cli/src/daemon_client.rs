@@ -160,7 +160,11 @@ fn show_volume(v: &VolumeStatus, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "  clients     {}", v.clients)?;
     let age = v.oldest_dirty_ms.map(|ms| format!(", the oldest for {}", units::duration(Duration::from_millis(ms))));
     writeln!(out, "  dirty       {} are only in the cache{}", units::size(v.dirty_bytes), age.unwrap_or_default())?;
-    writeln!(out, "  cached      {}", units::size(v.cached_bytes))?;
+    let unread = match v.unread_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of the log are still to be read", units::size(bytes)),
+    };
+    writeln!(out, "  cached      {}{unread}", units::size(v.cached_bytes))?;
     let eta = v.writeback_eta_s.and_then(seconds).map(|eta| format!(", {} left", units::duration(eta)));
     let rate = units::rate(v.writeback_bytes_per_s);
     writeln!(out, "  write-back  {} ({rate}{})", v.writeback, eta.unwrap_or_default())?;
@@ -215,6 +219,7 @@ mod tests {
                 read_only: false,
                 dirty_bytes: 4096,
                 cached_bytes: 8192,
+                unread_bytes: 4 << 20,
                 export: vec!["nbd+unix:///data?socket=/run/x".into()],
                 clients: 1,
                 oldest_dirty_ms: Some(1500),
@@ -250,6 +255,7 @@ mod tests {
             "/dev/fast",
             "/dev/slow",
             "4 KiB are only in the cache, the oldest for 1.5 s",
+            "8 KiB, 4 MiB of the log are still to be read",
             "75 %",
             "nbd+unix",
         ] {

@@ -301,6 +301,7 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
         read_only: now.read_only,
         dirty_bytes: now.dirty_bytes,
         cached_bytes: now.cached_bytes,
+        unread_bytes: u64::from(now.unread_segments) * now.segment_bytes,
         export: daemon.exports(),
         clients: daemon.server.as_ref().map_or(0, |server| server.connections() as u64),
         oldest_dirty_ms: now

@@ -87,6 +87,8 @@ pub struct VolumeStatus {
     pub dirty_bytes: u64,
     /// Data in the cache, dirty or not.
     pub cached_bytes: u64,
+    /// Part of the log that is still being read after the start: written back already, so not needed, only fast.
+    pub unread_bytes: u64,
     /// How it is served: NBD URIs, device paths.
     pub export: Vec<String>,
     /// Connected clients.

@@ -9,6 +9,7 @@
 //! * Ranges are not loaded, for a reader looks into the index first and into the range map second, and would take a range for
 //!   newer than payload that came in between. They are applied to the backing device already; here they only keep older
 //!   payload from being loaded, and those in the range map are newer than everything unread.
+//! * A segment of which anything is in the index counts as read, so that reclaim removes it.
 //! * Index entries leave the index only when their segment is reclaimed, the oldest first. So nothing that is known to be
 //!   newer is forgotten before what is unread. Reclaim and this take turns.
 //! * While it goes on, reclaim takes nothing unless a writer waits; then it begins with what is unread.
@@ -119,9 +120,8 @@ impl<E: Env> Inner<E> {
                     - u64::from(self.geometry.distance(segment, after.segment))
                         * u64::from(self.geometry.segment_blocks()),
             );
-            if !self.load_back(segment, pos, &found.records, &mut hidden).await {
-                return false;
-            }
+            let whole = self.load_back(segment, pos, &found.records, &mut hidden).await;
+            // Also if it ended early: its entries must leave the index before it is used again.
             *self.warm.previous_crc.lock().expect("not poisoned") = found.previous_crc;
             self.head.read_back(LiveSegment {
                 segment,
@@ -131,6 +131,9 @@ impl<E: Env> Inner<E> {
                 opened_unix_ns: self.env.wall_ns(),
                 summary_in_flight: false,
             });
+            if !whole {
+                return false;
+            }
             self.env.yield_now().await;
         }
         true
@@ -165,7 +168,8 @@ impl<E: Env> Inner<E> {
         None
     }
 
-    /// Brings the payload of a segment into the index. False: it has what cannot be, or too many ranges.
+    /// Brings the payload of a segment into the index, from the newest on. False: it has what cannot be, or too many ranges,
+    /// and what is older was not brought in.
     async fn load_back(
         &self,
         segment: SegmentNo,

@@ -4,6 +4,7 @@ use crate::engine::{open, open_accepting, small_settings};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use wb_core::check::{self, CheckOptions, RepairOptions};
 use wb_core::engine::{Engine, EngineConfig};
 use wb_core::env::{Env, PlantedBug};
 use wb_core::format::Geometry;
@@ -238,6 +239,36 @@ fn l2_a_tail_pointer_beyond_what_is_there_is_no_panic() {
         }
         bench.restore(medium);
     }
+}
+
+/// [a window writes probe blocks back and is broken off; their record is lost at rest and bridged by a repair: the start takes
+/// the disk for another one]
+#[test]
+fn a_repair_that_loses_records_does_not_refuse_the_disk() {
+    let bench = Bench::new(16 * 4096); // every block is a probe block
+    bench
+        .life(|engine, env| async move {
+            put(&engine, 0, WHOLE, 1).await; // record 1 fills segment 0
+            put(&engine, 14, 1, 2).await;
+            engine.volume().flush().await.expect("flushes");
+            env.sleep(50_000_000).await; // an anchor tells it
+        })
+        .expect("starts");
+    // The window: written back, and the anchor does not say so yet.
+    bench.backing.poke(0, &[1; 4 * 4096]);
+    bench.power_cut_losing(&[SegmentNo(0)]);
+    let refused = bench.life(|_, _| async {}).expect_err("a durable record is lost");
+    assert!(refused.contains("wb-check --repair"), "{refused}");
+    let disk = bench.cache.open(&bench.sim.env());
+    let verify = CheckOptions { verify_data: true };
+    let mend = async move {
+        let found = check::examine(&disk, verify, &mut |_| {}).await.expect("readable");
+        let options = RepairOptions { check: verify, now_unix_ns: 1, boot_id: [0; 16] };
+        check::repair(&disk, &found, options, &mut Vec::new(), &mut |_| {}).await.expect("repairs").lost_records
+    };
+    assert_eq!(bench.sim.run(mend).expect("repairs"), [Seq(1)]);
+    let read = bench.life(|engine, _| async move { (get(&engine, 0).await, get(&engine, 14).await) });
+    assert_eq!(read, Ok((1, 2)), "what the window wrote, and what is left of the log");
 }
 
 fn writes(before: Counters, after: Counters) -> (u64, u64) {
