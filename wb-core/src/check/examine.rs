@@ -5,7 +5,9 @@ use super::report::{Finding, Report, Severity};
 use super::segment::{Payload, SegmentImage};
 use super::view::{LogSource, LogView, SegmentPlaces};
 use super::{CheckError, CheckOptions, Progress, block_name};
-use crate::format::{Anchor, BadSegments, RecordFlags, RecordHeader, SegmentSummary, Superblock, VolumeTable};
+use crate::format::{
+    Anchor, BadSegments, RecordFlags, RecordHeader, SegmentStart, SegmentSummary, Superblock, VolumeTable,
+};
 use crate::io::{Disk, IoError};
 use crate::log::ScannedRecord;
 use crate::log::chain::records_of_summary;
@@ -372,12 +374,28 @@ impl Examination {
         if let Some(how) = &self.rebuilt_anchor {
             add(Severity::Error, "anchors".into(), how.clone());
         }
+        if let (true, Some(SegmentStart { segment, first })) = (self.misleads(), self.log.anchor.dirty_segment) {
+            let what =
+                format!("segment {segment} does not begin with record {first}: a start has to walk the whole log");
+            add(Severity::Warning, "anchors".into(), what);
+        }
         if let Some(problem) = &self.no_anchor {
             add(Severity::Error, "anchors".into(), format!("cannot be rebuilt: {problem}"));
         }
         if self.bad.count() > 0 {
             add(Severity::Note, "bad segments".into(), format!("{} segments are used no more", self.bad.count()));
         }
+    }
+
+    /// True if the anchor names a segment for the dirty tail that does not begin with the record that it says.
+    pub(super) fn misleads(&self) -> bool {
+        let whole = self.rebuilt_anchor.is_none() && self.log.refusal.is_none() && self.log.gaps.is_empty();
+        let is_there = |start: SegmentStart| {
+            let begins_so =
+                |places: &SegmentPlaces| places.segment == start.segment && places.records[0].seq == start.first;
+            self.log.segments.iter().any(begins_so)
+        };
+        whole && self.log.anchor.dirty_segment.is_some_and(|start| !is_there(start))
     }
 
     fn judge_log(&self, out: &mut Vec<Finding>) {

@@ -2,7 +2,7 @@
 
 use super::build::{Builder, Op, run, write};
 use super::{CheckOptions, RepairOptions, ReplayOptions, examine, plan, repair, replay};
-use crate::format::{Anchor, EntryKind, RecordFlags, RecordHeader};
+use crate::format::{Anchor, EntryKind, RecordFlags, RecordHeader, SegmentStart};
 use crate::io::mem::MemDisk;
 use crate::types::*;
 use proptest::prelude::*;
@@ -62,6 +62,7 @@ fn lie_in_anchor(anchor: &mut Anchor, field: u8, value: u64) {
         3 => anchor.epoch = Epoch(value),
         4 => anchor.epoch_start = Seq(value),
         5 => anchor.log_tail_segment = SegmentNo(value as u32),
+        6 => anchor.dirty_segment = Some(SegmentStart { segment: SegmentNo(value as u32 % 8), first: Seq(value >> 3) }),
         _ => anchor.generation = value,
     }
 }
@@ -110,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn anchors_that_lie(lies in proptest::collection::vec((0u8..7, number()), 1..4)) {
+    fn anchors_that_lie(lies in proptest::collection::vec((0u8..8, number()), 1..4)) {
         let cache = sample();
         let mut anchor = cache.anchor.clone();
         lies.into_iter().for_each(|(field, value)| lie_in_anchor(&mut anchor, field, value));

@@ -47,7 +47,7 @@ pub fn plan(found: &Examination) -> Plan {
         superblocks: meta.superblocks.iter().any(Result::is_err),
         volumes: meta.volumes.iter().any(Result::is_err) && (found.volumes.is_some() || found.is_unused()),
         bad_segments: meta.bad_segments.iter().flatten().any(Result::is_err) || !found.log.skipped.is_empty(),
-        anchors: log && (meta.anchors.iter().any(Result::is_err) || found.rebuilt_anchor.is_some()),
+        anchors: log && (meta.anchors.iter().any(Result::is_err) || found.rebuilt_anchor.is_some() || found.misleads()),
         outdated: if log { found.outdated.len() } else { 0 },
         headers: if log { found.headers.len() } else { 0 },
         bridged: bridged.filter(|_| log).fold(0u64, |sum, gap| sum.saturating_add(gap.len())),

@@ -157,6 +157,9 @@ async fn repair_in_place<D: Disk>(
         if probes_are_void(found) {
             anchor.probes.clear();
         }
+        if found.misleads() {
+            anchor.dirty_segment = None;
+        }
         if found.rebuilt_anchor.is_some() {
             anchor = unserved(&anchor, options.now_unix_ns);
         }

@@ -91,6 +91,9 @@ pub enum AttachError {
         /// Path of the device.
         path: String,
     },
+    /// No volume number is left.
+    #[error("the cache has been given to {0} devices, one after the other: make it anew with wb-format")]
+    Numbers(u16),
     /// Several volumes.
     #[error("the cache has {0} volumes; this version serves one")]
     Volumes(usize),
@@ -134,6 +137,9 @@ fn new_volume<D>(
     let size_bytes = geometry.size_bytes / sector * sector;
     if size_bytes == 0 || size_bytes > BLOCK_BYTES_U64 << BLOCK_NUMBER_BITS {
         return Err(AttachError::Size { path: backing.path.clone(), found_bytes: geometry.size_bytes });
+    }
+    if table.next_id == u16::MAX {
+        return Err(AttachError::Numbers(table.next_id));
     }
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&random().to_le_bytes());

@@ -302,6 +302,7 @@ impl Anchor {
         if raw.epoch.get() == 0 || raw.epoch_start.get() == 0 {
             return Err(bad(WHAT, format!("epoch {} from record {}", raw.epoch, raw.epoch_start)));
         }
+        check_counts(WHAT, [raw.generation, raw.epoch, raw.epoch_start, raw.durable, raw.clean_head].map(U64::get))?;
         let clean = (raw.flags.get() & FLAG_CLEAN != 0)
             .then(|| CleanMark { head: Seq(raw.clean_head.get()), segment: SegmentNo(raw.clean_segment.get()) });
         let probes = raw.probes.iter().filter(|set| set.volume.get() != 0).map(|set| {
@@ -354,6 +355,10 @@ mod tests {
             let start = Some(SegmentStart { segment: SegmentNo(segment), first: Seq(first) });
             let wrong = Anchor { dirty_segment: start, ..anchor.clone() };
             assert!(Anchor::decode(&wrong.encode(uuid, 4), &geometry, uuid, 4).is_err());
+        }
+        for generation in [1 << 62, (1 << 62) + 1] {
+            let huge = Anchor { generation, ..anchor.clone() };
+            assert_eq!(Anchor::decode(&huge.encode(uuid, 4), &geometry, uuid, 4).is_ok(), generation == 1 << 62);
         }
         anchor.dirty_tail = Seq(0);
         assert!(Anchor::decode(&anchor.encode(uuid, 4), &geometry, uuid, 4).is_err());

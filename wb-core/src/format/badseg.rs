@@ -80,6 +80,7 @@ impl BadSegments {
         if raw.index.get() != index {
             return Err(bad(WHAT, format!("block {} where {index} belongs", raw.index)));
         }
+        check_counts(WHAT, [raw.generation.get()])?;
         Ok((raw.generation.get(), raw.bits.to_vec()))
     }
     /// Puts together what [`BadSegments::decode_block`] gave for every block, in order.

@@ -85,6 +85,17 @@ impl<T> Unchecked<T> {
     }
 }
 
+/// No number that grows by one gets so far; one that is there would overflow sooner or later.
+const COUNT_MAX: u64 = 1 << 62;
+
+/// Checks numbers that grow by one.
+fn check_counts(what: &'static str, counts: impl IntoIterator<Item = u64>) -> Result<(), FormatError> {
+    match counts.into_iter().find(|count| *count > COUNT_MAX) {
+        Some(count) => Err(bad(what, format!("{count} cannot be true"))),
+        None => Ok(()),
+    }
+}
+
 fn bad(what: &'static str, problem: impl Into<String>) -> FormatError {
     FormatError::Field { what, problem: problem.into() }
 }

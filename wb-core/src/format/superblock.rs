@@ -106,6 +106,7 @@ impl Unchecked<SuperblockRaw> {
         if stored != (geometry.segments, geometry.first_segment.0, geometry.bad_segment_blocks) {
             return Err(bad(WHAT, format!("geometry {stored:?} is not that of its device and segment size")));
         }
+        check_counts(WHAT, [raw.generation.get()])?;
         Ok(Superblock {
             uuid: Uuid::from_bytes(raw.uuid),
             label: text(&raw.label),

@@ -128,6 +128,7 @@ impl VolumeTable {
         check_block(block, MAGIC, secret, WHAT)?;
         let header = VolumeTableHeaderRaw::read_from_bytes(&block[..64]).expect("size of the struct");
         check_uuid(header.uuid, uuid, WHAT)?;
+        check_counts(WHAT, [header.generation.get()])?;
         let count = usize::from(header.count.get());
         if count > VOLUMES_MAX {
             return Err(bad(WHAT, format!("{count} volumes")));

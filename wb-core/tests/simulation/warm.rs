@@ -2,6 +2,7 @@
 //! served: never an old version of anything.
 
 use crate::scenarios::{Bench, SEGMENT_BYTES, WHOLE, get, put};
+use wb_core::check::{self, CheckOptions};
 use wb_core::engine::Engine;
 use wb_core::env::{Env, PlantedBug};
 use wb_core::format::SegmentStart;
@@ -230,6 +231,10 @@ fn a_wrong_segment_of_the_dirty_tail_costs_another_walk() {
         meta::write_anchor_both(&disk, &meta.superblock, &anchor).await.expect("writes");
     };
     bench.sim.run(lie).expect("writes");
+    let (disk, verify) = (bench.cache.open_read_only(&bench.sim.env()), CheckOptions { verify_data: true });
+    let said = async move { check::examine(&disk, verify, &mut |_| {}).await.expect("readable").report().findings };
+    let said = bench.sim.run(said).expect("looks");
+    assert!(said.len() == 1 && said[0].what.contains("segment 2 does not begin with record 6"), "{said:?}");
     let read = bench.life(|engine, _| async move {
         assert_eq!((engine.status().unread_segments, engine.status().dirty_bytes), (0, 4096));
         (get(&engine, 0).await, get(&engine, 5 * WHOLE as u64).await, get(&engine, 500).await)
