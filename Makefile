@@ -40,7 +40,7 @@ GUESTS  := (package(wb-tests) & binary(/^guest_/))
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
-	@echo '  make soak SEEDS=N SEED_START=S    make install DESTDIR=... PREFIX=$(PREFIX)'
+	@echo '  make soak SEEDS=N SEED_START=S FUZZ_SECONDS=N GUESTS=N    make install DESTDIR=... PREFIX=$(PREFIX)'
 
 setup: ## install what demo and tests need (Debian packages, cargo-nextest, fsx)
 	@tests/setup.sh
@@ -95,10 +95,12 @@ bench: ## measure the project's own goals on the device under BENCH_DIR (10 GiB,
 	$(CARGO) build --locked --release -p wb-bench -p wb-daemon
 	$(RELEASE)/wb-bench suite --dir $(BENCH_DIR)
 
-soak: ## crash simulator, SEEDS=N seeds from SEED_START=S on, resumable
-	tests/soak.sh '$(or $(SEEDS),10000)' '$(or $(SEED_START),1000000)'
+soak: ## all fuzz targets for FUZZ_SECONDS (20) each, GUESTS=N rounds in guests, then SEEDS=N seeds of the crash simulator, resumable
+	@[ '$(or $(FUZZ_SECONDS),20)' -eq 0 ] || tests/fuzz.sh '$(or $(FUZZ_SECONDS),20)'
+	@for round in $$(seq '$(or $(GUESTS),0)'); do $(MAKE) guest || exit 1; done
+	@tests/soak.sh '$(or $(SEEDS),10000)' '$(or $(SEED_START),1000000)'
 
-fuzz: ## every fuzz target for FUZZ_SECONDS (needs a C++ compiler)
+fuzz: ## every fuzz target for FUZZ_SECONDS of a processor (needs a C++ compiler)
 	tests/fuzz.sh '$(or $(FUZZ_SECONDS),60)'
 
 demo: setup ## a filesystem on a cache, killed and recovered
