@@ -10,9 +10,18 @@ mod unwritable;
 mod warm;
 mod writeback;
 
+use peak_alloc::PeakAlloc;
 use std::ops::Range;
 use wb_core::sim::scenario::{self, Outcome, System};
 use wb_core::sim::workload::Plan;
+
+/// Counts what is allocated: engine, oracle and simulated devices.
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// Bytes that a run allocates at most: twice what any of 100 000 took. Its devices have up to 2 and 3 MiB, and the engine
+/// reserves buffers of 3 MiB.
+const MEMORY_BYTES_MAX: usize = 24 << 20;
 
 /// A number from the environment; empty counts as absent.
 #[expect(clippy::disallowed_methods, reason = "which seeds to run is the caller's choice, not the system's")]
@@ -44,7 +53,10 @@ fn run_plain_seeds<S: System>(system: &S, name: &str, seeds: impl Iterator<Item 
 fn run_plans<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>, plan: fn(u64) -> Plan) {
     let (mut ran, mut sum) = (0u64, Outcome::default());
     let mut failed: Vec<(u64, String)> = Vec::new();
+    let mut most = (0, 0);
     for plan in seeds.map(plan) {
+        MEMORY.reset_peak_usage();
+        let before = MEMORY.current_usage();
         if setting("WB_TRACE").is_some() {
             scenario::run_traced(system, &plan, true);
         }
@@ -52,12 +64,18 @@ fn run_plans<S: System>(system: &S, name: &str, seeds: impl Iterator<Item = u64>
             Ok(outcome) => sum.add(&outcome),
             Err(story) => failed.push((plan.seed, story)),
         }
+        let bytes = MEMORY.peak_usage() - before;
+        if bytes > MEMORY_BYTES_MAX {
+            failed.push((plan.seed, format!("WB_SEED={} took {bytes} bytes of memory", plan.seed)));
+        }
+        most = most.max((bytes, plan.seed));
         ran += 1;
         if failed.len() >= 10 {
             break;
         }
     }
-    println!("{name}: {ran} seeds, {}, {} failed", sum.line(), failed.len());
+    let (bytes, seed) = most;
+    println!("{name}: {ran} seeds, {}, at most {} MiB (seed {seed}), {} failed", sum.line(), bytes >> 20, failed.len());
     if let Some((first, story)) = failed.first() {
         let all: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
         for (_, story) in &failed[1..] {
