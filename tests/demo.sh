@@ -153,8 +153,8 @@ with_filesystem() {
     mkdir mnt/src
     for copy in 1 2 3 4; do
         mkdir "mnt/src/$copy"
-        show "tar -C $sources -c --exclude=./target --exclude=./.git . | tar -x -C mnt/src/$copy"
-        tar -C "$sources" -c --exclude=./target --exclude=./.git . | tar -x -C "mnt/src/$copy"
+        show "tar -C $sources -c --exclude=target --exclude=.git --exclude=./fuzz/work --exclude=./fuzz/artifacts . | tar -x -C mnt/src/$copy"
+        tar -C "$sources" -c --exclude=target --exclude=.git --exclude=./fuzz/work --exclude=./fuzz/artifacts . | tar -x -C "mnt/src/$copy"
     done
     show "head -c 64M /dev/urandom >mnt/src/random"
     head -c 64M /dev/urandom >mnt/src/random

@@ -104,7 +104,7 @@ fn backing_that_shrank() {
 
 /// L4: the cache of one disk on another one of the same size.
 #[test]
-fn backing_replaced_by_another_one() {
+fn l4_backing_replaced_by_another_one() {
     let mut place = Place::new(CACHE_BYTES, SEGMENT_BYTES, VOLUME_BYTES);
     fs::write(&place.backing, random_bytes(1, VOLUME_BYTES as usize)).expect("written");
     let daemon = place.start();

@@ -213,7 +213,7 @@ fn filesystem(mkfs: (&str, &str, &[&str]), fsck: (&str, &[&str]), volume_bytes: 
     let (tree, sums) = (mount.dir.join("tree"), place.path("sums"));
     let script = format!(
         "set -e; mkdir {tree}; cd {sources}
-        tar -c --exclude=./target --exclude=./.git . | tar -x -C {tree}
+        tar -c --exclude=target --exclude=.git --exclude=./fuzz/work --exclude=./fuzz/artifacts . | tar -x -C {tree}
         cd {tree}; head -c 24M /dev/urandom >random; mkdir build; cd build
         for i in $(seq 40); do echo \"int f$i(int x) {{ return x * $i; }}\" >f$i.c; cc -O2 -g -c f$i.c; done
         ar rcs libf.a f*.o; echo 'int f7(int); int main(void) {{ return f7(6) - 42; }}' >main.c

@@ -244,3 +244,28 @@ fn a_discarded_probe_block_says_nothing() {
     });
     assert_eq!(second, Ok(2));
 }
+
+/// Blocks of the window that begins when so many segments are dirty.
+fn window_with_dirty(segments: u64) -> u64 {
+    let bench = Bench::new(4 << 20);
+    let blocks = bench.life(move |engine, env| async move {
+        for round in 0..segments {
+            put(&engine, round * WHOLE as u64, WHOLE, 1).await;
+        }
+        change(&engine, |policy| (policy.start_percent, policy.stop_percent) = (1, 0));
+        loop {
+            if let Some((blocks, _)) = engine.status().window {
+                return blocks;
+            }
+            env.sleep(100_000).await;
+        }
+    });
+    blocks.expect("starts")
+}
+
+/// [the write-back batch shrinks to one segment as the cache fills]
+#[test]
+fn l12_a_window_grows_as_the_cache_fills() {
+    let windows = [1, 2, 4, 8].map(window_with_dirty);
+    assert!(windows.is_sorted_by(|less, more| less < more) && windows[3] > 4 * windows[0], "{windows:?}");
+}
