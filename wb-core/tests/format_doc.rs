@@ -43,7 +43,7 @@ fn layouts() -> Vec<Layout> {
         layout!(AnchorRaw {
             magic crc flags uuid generation epoch epoch_start log_tail log_tail_segment clean_segment dirty_tail
             durable clean_head boot_id ram_tail_id wall_unix_ns counters probes dirty_segment_first
-            dirty_segment reserved
+            dirty_segment dirty_segment_crc reserved
         }),
         layout!(ProbeSetRaw { volume known reserved crcs }),
         layout!(RecordHeaderRaw {

@@ -374,9 +374,10 @@ impl Examination {
         if let Some(how) = &self.rebuilt_anchor {
             add(Severity::Error, "anchors".into(), how.clone());
         }
-        if let (true, Some(SegmentStart { segment, first })) = (self.misleads(), self.log.anchor.dirty_segment) {
-            let what =
-                format!("segment {segment} does not begin with record {first}: a start has to walk the whole log");
+        if let (true, Some(SegmentStart { segment, first, .. })) = (self.misleads(), self.log.anchor.dirty_segment) {
+            let what = format!(
+                "segment {segment} does not begin with the record {first} that they name: a start has to walk the whole log"
+            );
             add(Severity::Warning, "anchors".into(), what);
         }
         if let Some(problem) = &self.no_anchor {
@@ -391,9 +392,10 @@ impl Examination {
     pub(super) fn misleads(&self) -> bool {
         let whole = self.rebuilt_anchor.is_none() && self.log.refusal.is_none() && self.log.gaps.is_empty();
         let is_there = |start: SegmentStart| {
-            let begins_so =
-                |places: &SegmentPlaces| places.segment == start.segment && places.records[0].seq == start.first;
-            self.log.segments.iter().any(begins_so)
+            self.log.segments.iter().any(|places| {
+                let first = &places.records[0];
+                (places.segment, first.seq, Some(first.chain_crc)) == (start.segment, start.first, start.first_crc)
+            })
         };
         whole && self.log.anchor.dirty_segment.is_some_and(|start| !is_there(start))
     }

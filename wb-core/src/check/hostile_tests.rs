@@ -62,7 +62,13 @@ fn lie_in_anchor(anchor: &mut Anchor, field: u8, value: u64) {
         3 => anchor.epoch = Epoch(value),
         4 => anchor.epoch_start = Seq(value),
         5 => anchor.log_tail_segment = SegmentNo(value as u32),
-        6 => anchor.dirty_segment = Some(SegmentStart { segment: SegmentNo(value as u32 % 8), first: Seq(value >> 3) }),
+        6 => {
+            anchor.dirty_segment = Some(SegmentStart {
+                segment: SegmentNo(value as u32 % 8),
+                first: Seq(value >> 3),
+                first_crc: Some(value as u32),
+            })
+        }
         _ => anchor.generation = value,
     }
 }

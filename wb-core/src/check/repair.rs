@@ -128,7 +128,7 @@ async fn repair_in_place<D: Disk>(
     let pairs = [
         (plan.superblocks, [geometry.superblock_offset(0), geometry.superblock_offset(1)]),
         (plan.volumes, [geometry.volumes_offset(0), geometry.volumes_offset(1)]),
-        (plan.anchors || probes_are_void(found), [geometry.anchor_offset(0), geometry.anchor_offset(1)]),
+        (plan.anchors || bridges(found), [geometry.anchor_offset(0), geometry.anchor_offset(1)]),
     ];
     for offset in pairs.into_iter().filter(|pair| pair.0).flat_map(|pair| pair.1) {
         save(disk, offset, backup).await?;
@@ -152,12 +152,13 @@ async fn repair_in_place<D: Disk>(
         found.log.skipped.iter().for_each(|segment| bad.mark(*segment));
         write_bad_segments(disk, superblock, &bad).await?;
     }
-    if plan.anchors || probes_are_void(found) {
+    if plan.anchors || bridges(found) {
         let mut anchor = found.log.anchor.clone();
         if probes_are_void(found) {
             anchor.probes.clear();
         }
-        if found.misleads() {
+        // A bridge may take the place of the record that the anchor names.
+        if found.misleads() || bridges(found) {
             anchor.dirty_segment = None;
         }
         if found.rebuilt_anchor.is_some() {
@@ -182,9 +183,12 @@ async fn repair_in_place<D: Disk>(
 /// lost: a probe block differs, and the start takes the disk for another one]. The next attach probes the disk anew. Before
 /// the gap is bridged, for a second run would not see it.
 fn probes_are_void(found: &Examination) -> bool {
-    let anchor = &found.log.anchor;
-    let lost = found.log.gaps.iter().any(|gap| gap.last >= anchor.dirty_tail && !gap.bridges.is_empty());
-    lost && !anchor.probes.is_empty() && found.no_anchor.is_none()
+    bridges(found) && found.log.gaps.iter().any(|gap| gap.last >= found.log.anchor.dirty_tail)
+}
+
+/// True if lost records are bridged.
+fn bridges(found: &Examination) -> bool {
+    found.no_anchor.is_none() && found.log.gaps.iter().any(|gap| !gap.bridges.is_empty())
 }
 
 async fn write_header<D: Disk>(

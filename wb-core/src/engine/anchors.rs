@@ -104,8 +104,8 @@ impl<E: Env> Inner<E> {
         // Of a record that is durable, so that its place is known to hold it.
         let start = self.head.newest_from(tails.dirty_tail.min(anchor.durable));
         anchor.dirty_segment = start
-            .filter(|live| live.first_seq >= tails.log_tail)
-            .map(|live| SegmentStart { segment: live.segment, first: live.first_seq });
+            .filter(|live| live.first_seq >= tails.log_tail && live.first_crc.is_some())
+            .map(|live| SegmentStart { segment: live.segment, first: live.first_seq, first_crc: live.first_crc });
         self.write_both(anchor, probes).await
     }
 

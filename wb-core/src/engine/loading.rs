@@ -44,6 +44,7 @@ struct Loading {
     live: VecDeque<LiveSegment>,
     next_pos: u64,
     previous_crc: u32,
+    bridged: bool,
     last: Option<ScannedSegment>,
     error: Option<OpenError>,
 }
@@ -58,6 +59,8 @@ pub(super) struct Loaded {
     pub last: Option<ScannedSegment>,
     /// Chain value of the record before the walk began.
     pub previous_crc: u32,
+    /// Some of it stands for records that are lost.
+    pub bridged: bool,
 }
 
 /// Positions of slots of live segments: later in the log, newer.
@@ -74,6 +77,7 @@ impl Loading {
             live: VecDeque::new(),
             next_pos: (u64::from(what.unread) + 1) * u64::from(what.geometry.segment_blocks()),
             previous_crc: 0,
+            bridged: false,
             last: None,
             error: None,
             what,
@@ -99,6 +103,7 @@ impl Loading {
         }
         for record in &scanned.records {
             let dirty = record.seq >= self.what.dirty_tail;
+            self.bridged |= record.is_bridge();
             let mut payload = 0;
             for (entry, block) in record.entries_with_blocks() {
                 let range_pos = LogPos(pos.0 + u64::from(record.offset_blocks) + payload);
@@ -117,6 +122,7 @@ impl Loading {
             segment: scanned.segment,
             pos,
             first_seq: scanned.records[0].seq,
+            first_crc: Some(scanned.records[0].chain_crc),
             last_seq: scanned.records.last().map(|record| record.last_seq()),
             opened_unix_ns: self.what.now_unix_ns,
             summary_in_flight: false,
@@ -163,12 +169,12 @@ impl Loading {
     }
 
     fn finish(self) -> Result<Loaded, OpenError> {
-        let Loading { index, segments, ranges, live, previous_crc, last, error, .. } = self;
+        let Loading { index, segments, ranges, live, previous_crc, bridged, last, error, .. } = self;
         if let Some(error) = error {
             return Err(error);
         }
         let index = index.finish(&is_newer(&segments))?;
-        Ok(Loaded { index, segments, ranges, live, last, previous_crc })
+        Ok(Loaded { index, segments, ranges, live, last, previous_crc, bridged })
     }
 }
 

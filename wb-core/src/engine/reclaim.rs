@@ -8,7 +8,7 @@ use super::anchors::Tails;
 use super::config::Shares;
 use super::writeback::WindowError;
 use crate::env::Env;
-use crate::format::{ProbeSet, SegmentStart};
+use crate::format::ProbeSet;
 use crate::index::Action;
 use crate::log::head::LiveSegment;
 use crate::types::*;
@@ -27,7 +27,7 @@ impl<E: Env> Inner<E> {
         // What is unread is the oldest; what was read back since waits for it.
         let (freed, forgotten) = match self.head.unread_good() {
             0 => (self.choose(dirty_tail), None),
-            _ if self.may_forget() => (Vec::new(), Some(self.choose_unread().await)),
+            _ if self.may_forget() && self.is_space_short() => (Vec::new(), Some(self.choose_unread().await)),
             _ => (Vec::new(), None),
         };
         // One after the other, oldest first: what a segment's ranges hide is in segments that are gone by then, or in itself.
@@ -46,8 +46,8 @@ impl<E: Env> Inner<E> {
         let oldest = self.head.oldest_segments(freed.len() + 1);
         let tails = match (freed.is_empty(), oldest.last()) {
             (true, _) if forgotten.is_some() => {
-                let SegmentStart { segment, first } = forgotten.as_ref().expect("just seen").log_start;
-                Tails { log_tail: first, log_tail_segment: segment, dirty_tail }
+                let (log_tail, log_tail_segment) = forgotten.as_ref().expect("just seen").log_start;
+                Tails { log_tail, log_tail_segment, dirty_tail }
             }
             (false, Some(first)) => {
                 assert_eq!(oldest.len(), freed.len() + 1, "the newest segment stays");
@@ -73,6 +73,12 @@ impl<E: Env> Inner<E> {
         self.space.notify_all();
         self.writeback.event.notify_all();
         Ok(())
+    }
+
+    /// Fewer segments are free than should be, or a writer waits.
+    pub(super) fn is_space_short(&self) -> bool {
+        let (free, _) = self.head.free_segments();
+        free < Shares::of(&self.geometry).free_low || self.writeback.space_wanted.load(Ordering::SeqCst)
     }
 
     /// The segments to be freed: oldest first, all before the dirty tail, never the newest.

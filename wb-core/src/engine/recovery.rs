@@ -238,7 +238,9 @@ impl<E: Env> Engine<E> {
         // The disk seeks while the SSD is walked.
         let (walked, probed) = join(walked, probe_known(&meta, &volume, &options.backing)).await;
         let (mut found, loaded, start) = walked?;
-        let Loaded { index, segments, ranges, live, last, previous_crc } = loaded;
+        let Loaded { index, segments, ranges, live, last, previous_crc, bridged } = loaded;
+        // What has misled this start must not mislead the next one.
+        meta.anchor.dirty_segment = meta.anchor.dirty_segment.filter(|dirty| dirty.segment == start.segment);
         let unread = geometry.distance(meta.anchor.log_tail_segment, start.segment);
         let unread = (0..unread).map(|step| geometry.segment_after(meta.anchor.log_tail_segment, step));
         let unread_good = unread.filter(|segment| !meta.bad_segments.is_bad(*segment)).count() as u32;
@@ -281,7 +283,8 @@ impl<E: Env> Engine<E> {
             accepted_loss,
             recovery_ns: env.now_ns() - started_ns,
         };
-        let warm = WarmState::new(unread_good > 0, previous_crc);
+        // Where records are lost, or the disk is another one, older copies may be older than what the disk has.
+        let warm = WarmState::new(unread_good > 0 && !bridged && !options.force, previous_crc);
         let parts = Parts { index, segments, ranges, head_start, warm, anchor, recovery, tail, own_tail };
         Ok(build(env, meta, options, volume, parts))
     }
@@ -297,6 +300,7 @@ async fn load<E: Env>(
     hint: Seq,
 ) -> Result<(LogScan, Loaded, SegmentStart), OpenError> {
     let log_start = meta.anchor.log_start();
+    // Where both are the same segment, the log start knows its first record, too.
     let dirty = meta.anchor.dirty_segment.filter(|start| start.segment != log_start.segment);
     for start in dirty.into_iter().chain([log_start]) {
         let unread = what.geometry.distance(log_start.segment, start.segment);
@@ -312,9 +316,15 @@ async fn load<E: Env>(
                 if let Some(error) = refused {
                     return Err(error.into());
                 }
-                return Ok((found, intake.finish().await?, start));
+                let loaded = intake.finish().await?;
+                if unread == 0 || loaded.live.front().is_some_and(|first| first.segment == start.segment) {
+                    return Ok((found, loaded, start));
+                }
+                tracing::warn!("the dirty tail is not in segment {}; walking the whole log", start.segment);
             }
             Err(ScanError::Corrupt { at, reason, .. }) if unread > 0 => {
+                // Not two of them in memory at once.
+                let _ = intake.finish().await;
                 tracing::warn!(
                     "record {at}, in or behind the segment of the dirty tail: {reason}; walking the whole log"
                 );

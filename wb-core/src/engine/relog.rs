@@ -99,13 +99,23 @@ impl<E: Env> Inner<E> {
                     self.want_space();
                     None
                 }
+                Ok(None) if self.stops_without_room() => Some(Err(ServiceError::ShuttingDown)),
                 outcome => outcome.map(|reservation| reservation.map(Some)).transpose(),
             })
             .await
     }
 
+    /// The engine stops, and nobody frees segments any more: what was to be moved stays where it is.
+    fn stops_without_room(&self) -> bool {
+        self.writeback.is_stopping() && self.head.room(Class::Internal) == Err(Full::Segments)
+    }
+
     async fn relog_range(self: &Arc<Self>, kind: RangeKind, blocks: std::ops::Range<u64>) -> Result<(), ServiceError> {
-        let reservation = self.space.wait_until(|| self.try_reserve_range(Class::Internal).transpose()).await?;
+        let reserve = || match self.try_reserve_range(Class::Internal) {
+            Ok(None) if self.stops_without_room() => Some(Err(ServiceError::ShuttingDown)),
+            outcome => outcome.transpose(),
+        };
+        let reservation = self.space.wait_until(reserve).await?;
         self.publish_range(reservation, kind, blocks);
         Ok(())
     }

@@ -4,8 +4,8 @@
 //! Nothing of it is needed for being right: the backing device has all of it. What matters is that no old version of a block
 //! comes to light. Invariants:
 //! * **What is loaded is a suffix of the log.** Segments, records and entries are taken from the newest to the oldest, and a
-//!   segment that cannot be read, or does not lead on to the one behind it by number and chain value, ends it. So of the
-//!   versions of a block the newest is there first, and an entry gives way to every later one.
+//!   segment that cannot be read, or does not lead on to the one behind it by number and chain value, ends it, and so does a
+//!   record that a repair has put in place of lost ones. So of the versions of a block the newest is there first, and an entry gives way to every later one.
 //! * Ranges are not loaded, for a reader looks into the index first and into the range map second, and would take a range for
 //!   newer than payload that came in between. They are applied to the backing device already; here they only keep older
 //!   payload from being loaded, and those in the range map are newer than everything unread.
@@ -18,7 +18,7 @@ use super::Inner;
 use super::config::Shares;
 use super::ranges::range_kind;
 use crate::env::{Env, PlantedBug};
-use crate::format::{Entry, EntryKind, RecordHeader, SegmentStart};
+use crate::format::{Entry, EntryKind, RecordHeader};
 use crate::index::{IndexError, Piece, RangeMap, Upsert};
 use crate::log::chain::{ScannedRecord, records_of_summary};
 use crate::log::head::LiveSegment;
@@ -47,15 +47,16 @@ pub(super) struct WarmState {
 }
 
 impl WarmState {
-    pub fn new(unread: bool, previous_crc: u32) -> WarmState {
-        WarmState { active: AtomicBool::new(unread), previous_crc: Mutex::new(previous_crc), blocks: AtomicU64::new(0) }
+    /// `wanted`: there is something to be read back.
+    pub fn new(wanted: bool, previous_crc: u32) -> WarmState {
+        WarmState { active: AtomicBool::new(wanted), previous_crc: Mutex::new(previous_crc), blocks: AtomicU64::new(0) }
     }
 }
 
 /// The oldest part of what is unread, given up.
 pub(super) struct Forgotten {
     /// Where the log begins then.
-    pub log_start: SegmentStart,
+    pub log_start: (Seq, SegmentNo),
     /// Good segments before that.
     pub good: u32,
 }
@@ -120,13 +121,16 @@ impl<E: Env> Inner<E> {
                     - u64::from(self.geometry.distance(segment, after.segment))
                         * u64::from(self.geometry.segment_blocks()),
             );
-            let whole = self.load_back(segment, pos, &found.records, &mut hidden).await;
+            // What a bridge stands for may have had newer versions of anything before it.
+            let bridge = found.records.iter().rposition(ScannedRecord::is_bridge).map_or(0, |at| at + 1);
+            let whole = self.load_back(segment, pos, &found.records[bridge..], &mut hidden).await && bridge == 0;
             // Also if it ended early: its entries must leave the index before it is used again.
             *self.warm.previous_crc.lock().expect("not poisoned") = found.previous_crc;
             self.head.read_back(LiveSegment {
                 segment,
                 pos,
                 first_seq: found.records[0].seq,
+                first_crc: Some(found.records[0].chain_crc),
                 last_seq: found.records.last().map(ScannedRecord::last_seq),
                 opened_unix_ns: self.env.wall_ns(),
                 summary_in_flight: false,
@@ -220,7 +224,10 @@ impl<E: Env> Inner<E> {
 
     /// Reclaim may take what is unread: a writer waits for space, or it will not be read any more.
     pub(super) fn may_forget(&self) -> bool {
-        !self.warm.active.load(Ordering::SeqCst) || self.writeback.space_wanted.load(Ordering::SeqCst)
+        !self.warm.active.load(Ordering::SeqCst)
+            || self.writeback.space_wanted.load(Ordering::SeqCst)
+            // Write-back lives on the reserve where it logs anew what the disk refuses.
+            || self.head.free_segments().0 < Shares::of(&self.geometry).reserve_segments
     }
 
     /// What of the unread segments is to be given up: the oldest ones, as many as are missing, and some more.
@@ -235,13 +242,12 @@ impl<E: Env> Inner<E> {
             if good >= wanted && tries > 0 {
                 tries -= 1;
                 if let Some(first) = self.first_seq_of(segment, oldest.first_seq).await {
-                    return Forgotten { log_start: SegmentStart { segment, first }, good };
+                    return Forgotten { log_start: (first, segment), good };
                 }
             }
             good += u32::from(!self.head.is_bad(segment));
         }
-        let log_start = SegmentStart { segment: oldest.segment, first: oldest.first_seq };
-        Forgotten { log_start, good: self.head.unread_good() }
+        Forgotten { log_start: (oldest.first_seq, oldest.segment), good: self.head.unread_good() }
     }
 
     /// The first record of an unread segment, if summary and header agree on it.

@@ -244,8 +244,7 @@ impl<E: Env> Inner<E> {
             state.space_wanted.store(false, Ordering::SeqCst);
             self.space.notify_all();
         }
-        let (free, _) = self.head.free_segments();
-        (free < Shares::of(&self.geometry).free_low || wanted).then_some(())?;
+        (wanted || self.is_space_short()).then_some(())?;
         (self.has_reclaimable() && (self.head.unread_good() == 0 || self.may_forget())).then_some(false)
     }
 

@@ -36,7 +36,8 @@ pub struct AnchorRaw {
     pub probes: [ProbeSetRaw; VOLUMES_MAX],
     pub dirty_segment_first: U64,
     pub dirty_segment: U32,
-    pub reserved: [u8; 2740],
+    pub dirty_segment_crc: U32,
+    pub reserved: [u8; 2736],
 }
 
 /// Probe CRCs of one volume, 72 bytes.
@@ -58,6 +59,8 @@ pub struct SegmentStart {
     pub segment: SegmentNo,
     /// Its first record.
     pub first: Seq,
+    /// The chain value of that record, if it is known: no other record with its number is meant.
+    pub first_crc: Option<u32>,
 }
 
 /// "Everything up to this record is on stable media and nothing follows": void as soon as a later record exists.
@@ -235,7 +238,8 @@ impl Anchor {
 
     /// Where the log begins.
     pub fn log_start(&self) -> SegmentStart {
-        SegmentStart { segment: self.log_tail_segment, first: self.log_tail }
+        let unknown = SegmentStart { segment: self.log_tail_segment, first: self.log_tail, first_crc: None };
+        self.dirty_segment.filter(|start| start.segment == self.log_tail_segment).unwrap_or(unknown)
     }
 
     /// The block of this anchor.
@@ -253,6 +257,7 @@ impl Anchor {
         if let Some(start) = self.dirty_segment {
             raw.dirty_segment_first = start.first.0.into();
             raw.dirty_segment = start.segment.0.into();
+            raw.dirty_segment_crc = start.first_crc.expect("the record is durable").into();
         }
         raw.durable = self.durable.0.into();
         if let Some(clean) = self.clean {
@@ -292,13 +297,22 @@ impl Anchor {
             return Err(bad(WHAT, format!("log tail {log}, dirty tail {dirty}, durable {durable}")));
         }
         let (first, segment) = (raw.dirty_segment_first.get(), raw.dirty_segment.get());
-        if first > 0 && (first < log || first > dirty.min(durable) || segment >= geometry.segments) {
+        if first > 0
+            && (first < log
+                || first > dirty.min(durable)
+                || segment >= geometry.segments
+                || (segment == raw.log_tail_segment.get()) != (first == log))
+        {
             return Err(bad(
                 WHAT,
                 format!("dirty tail {dirty} in segment {segment}, which begins with record {first}"),
             ));
         }
-        let dirty_segment = (first > 0).then_some(SegmentStart { segment: SegmentNo(segment), first: Seq(first) });
+        let dirty_segment = (first > 0).then_some(SegmentStart {
+            segment: SegmentNo(segment),
+            first: Seq(first),
+            first_crc: Some(raw.dirty_segment_crc.get()),
+        });
         if raw.epoch.get() == 0 || raw.epoch_start.get() == 0 {
             return Err(bad(WHAT, format!("epoch {} from record {}", raw.epoch, raw.epoch_start)));
         }
@@ -343,7 +357,7 @@ mod tests {
         let mut anchor = Anchor::first();
         anchor.durable = Seq(77);
         anchor.dirty_tail = Seq(70);
-        anchor.dirty_segment = Some(SegmentStart { segment: SegmentNo(3), first: Seq(68) });
+        anchor.dirty_segment = Some(SegmentStart { segment: SegmentNo(3), first: Seq(68), first_crc: Some(7) });
         anchor.counters = Counters::from_array(std::array::from_fn(|at| at as u64 + 1));
         let mut crcs = [None; PROBES_PER_VOLUME];
         crcs[0] = Some(0);
@@ -352,7 +366,7 @@ mod tests {
         let block = anchor.encode(uuid, 4);
         assert_eq!(Anchor::decode(&block, &geometry, uuid, 4), Ok(anchor.clone()));
         for (first, segment) in [(71, 3), (68, geometry.segments)] {
-            let start = Some(SegmentStart { segment: SegmentNo(segment), first: Seq(first) });
+            let start = Some(SegmentStart { segment: SegmentNo(segment), first: Seq(first), first_crc: Some(7) });
             let wrong = Anchor { dirty_segment: start, ..anchor.clone() };
             assert!(Anchor::decode(&wrong.encode(uuid, 4), &geometry, uuid, 4).is_err());
         }

@@ -4,7 +4,7 @@
 //! epoch that changes only at its recorded start. What the anchor says of the current epoch excludes for ever every
 //! record of an older epoch with a number from that start on [lost record 10, stale 11, second crash].
 
-use crate::format::{Anchor, Entries, Entry, RecordFlags, RecordHeader, SegmentSummary};
+use crate::format::{Anchor, Entries, Entry, RecordFlags, RecordHeader, SegmentStart, SegmentSummary};
 use crate::types::*;
 
 /// A record of the live log, from its header or from a summary.
@@ -29,6 +29,10 @@ pub struct ScannedRecord {
 }
 
 impl ScannedRecord {
+    /// A repair has put it in place of records that are lost.
+    pub fn is_bridge(&self) -> bool {
+        self.span > 1 || self.flags.has(RecordFlags::REPAIRED) && self.entries.is_empty()
+    }
     /// The last record number it stands for.
     pub fn last_seq(&self) -> Seq {
         Seq(self.seq.0 + u64::from(self.span) - 1)
@@ -91,6 +95,9 @@ pub enum Broken {
         /// Number that would follow.
         expected: Seq,
     },
+    /// It has the number of the first record, and is another one.
+    #[error("it is another record than the one that the anchor names")]
+    First,
     /// The predecessor it names is another one.
     #[error("it follows another record than the one before it")]
     Predecessor,
@@ -105,17 +112,20 @@ pub struct Chain {
     next: Seq,
     /// Chain value of the last record; unknown before the first.
     previous_crc: Option<u32>,
+    /// Chain value of the first record, if it is known.
+    first_crc: Option<u32>,
     epoch: Option<(Epoch, Seq)>,
     current_epoch: Epoch,
     current_start: Seq,
 }
 
 impl Chain {
-    /// The chain before record `first`.
-    pub fn new(anchor: &Anchor, first: Seq) -> Chain {
+    /// The chain before the first record of a segment.
+    pub fn new(anchor: &Anchor, start: SegmentStart) -> Chain {
         Chain {
-            next: first,
+            next: start.first,
             previous_crc: None,
+            first_crc: start.first_crc,
             epoch: None,
             current_epoch: anchor.epoch,
             current_start: anchor.epoch_start,
@@ -144,9 +154,12 @@ impl Chain {
         }
     }
 
-    fn judge(&self, seq: Seq, previous_crc: u32, epoch: Epoch, start: Seq) -> Result<(), Broken> {
+    fn judge(&self, seq: Seq, previous_crc: u32, epoch: Epoch, start: Seq, chain_crc: u32) -> Result<(), Broken> {
         if seq != self.next {
             return Err(Broken::Number { found: seq, expected: self.next });
+        }
+        if self.previous_crc.is_none() && self.first_crc.is_some_and(|crc| crc != chain_crc) {
+            return Err(Broken::First);
         }
         if self.previous_crc.is_some_and(|crc| crc != previous_crc) {
             return Err(Broken::Predecessor);
@@ -164,7 +177,7 @@ impl Chain {
 
     /// Goes on over a record if it follows.
     pub fn accept(&mut self, header: &RecordHeader) -> Result<(), Broken> {
-        self.judge(header.seq, header.previous_crc, header.epoch, header.epoch_start)?;
+        self.judge(header.seq, header.previous_crc, header.epoch, header.epoch_start, header.chain_crc)?;
         self.next = header.last_seq().next();
         self.previous_crc = Some(header.chain_crc);
         self.epoch = Some((header.epoch, header.epoch_start));
@@ -174,7 +187,7 @@ impl Chain {
     /// Goes on over all records of a summary if its first one follows and no epoch in it is over.
     pub fn accept_summary(&mut self, summary: &SegmentSummary) -> Result<(), Broken> {
         let first = &summary.records[0];
-        self.judge(first.seq, summary.previous_crc, first.epoch, summary.first_epoch_start)?;
+        self.judge(first.seq, summary.previous_crc, first.epoch, summary.first_epoch_start, first.chain_crc)?;
         let mut epoch = (first.epoch, summary.first_epoch_start);
         for record in &summary.records {
             if record.epoch != epoch.0 {
@@ -221,7 +234,11 @@ mod tests {
 
     #[test]
     fn follows_number_predecessor_and_epoch() {
-        let mut chain = Chain::new(&anchor(2, 7), Seq(5));
+        let start = |first_crc| SegmentStart { segment: SegmentNo(0), first: Seq(5), first_crc };
+        let mut chain = Chain::new(&anchor(2, 7), start(Some(51)));
+        assert_eq!(chain.accept(&header(5, 99, 1, 1, 50)), Err(Broken::First), "another record 5");
+        assert_eq!(chain.accept(&header(5, 99, 1, 1, 51)), Ok(()));
+        let mut chain = Chain::new(&anchor(2, 7), start(None));
         assert_eq!(chain.accept(&header(5, 99, 1, 1, 50)), Ok(()), "the first one's predecessor is not known");
         assert!(matches!(chain.accept(&header(7, 50, 1, 1, 70)), Err(Broken::Number { .. })));
         assert_eq!(chain.accept(&header(6, 51, 1, 1, 60)), Err(Broken::Predecessor));

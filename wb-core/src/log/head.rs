@@ -127,6 +127,8 @@ pub struct LiveSegment {
     pub pos: LogPos,
     /// First record.
     pub first_seq: Seq,
+    /// Chain value of the first record, once it is sealed.
+    pub first_crc: Option<u32>,
     /// Last record, once no more can follow in this segment.
     pub last_seq: Option<Seq>,
     /// When it was opened, wall clock; for people.
@@ -485,7 +487,15 @@ impl LogHead {
         state.free_segments -= 1;
         let first_seq = state.next_seq;
         let opened_unix_ns = (self.wall_unix_ns)();
-        let live = LiveSegment { segment, pos, first_seq, last_seq: None, opened_unix_ns, summary_in_flight: false };
+        let live = LiveSegment {
+            segment,
+            pos,
+            first_seq,
+            first_crc: None,
+            last_seq: None,
+            opened_unix_ns,
+            summary_in_flight: false,
+        };
         state.live.push_back(live);
         state.segment = Some(OpenSegment { segment, pos, next_block: 0, usage: SummaryUsage::default() });
         Ok(())

@@ -197,6 +197,8 @@ struct Walk<'a, D: Disk> {
     kept_crc: u32,
     /// Why the chain does not go on at `next`.
     reason: String,
+    /// A summary behind the end names records that would go on with the log: something was written there.
+    summary_behind: bool,
 }
 
 /// Walks the log from `start` on, which is its beginning or a later segment of it. `sink` gets every segment in log order,
@@ -221,7 +223,7 @@ pub async fn scan<D: Disk>(
         anchor,
         bad,
         ring: ring.collect(),
-        chain: Chain::new(anchor, start.first),
+        chain: Chain::new(anchor, start),
         durable: anchor.durable.max(durable_hint),
         pending: Default::default(),
         next: (start.segment, 0),
@@ -229,6 +231,7 @@ pub async fn scan<D: Disk>(
         segments: 0,
         kept_crc: 0,
         reason: "nothing was written there".into(),
+        summary_behind: false,
     };
     let walked = walk.walk_ring(&mut sink).await?;
     let behind = walk.look_behind(walked).await?;
@@ -247,7 +250,9 @@ pub async fn scan<D: Disk>(
         torn = Some(at);
     }
     let head = torn_at(&torn).map_or(walk.chain.head(), |at| Seq(at.0 - 1));
-    let marked = torn.is_none() && anchor.clean.is_some_and(|mark| mark.head == head);
+    // [record 2 and its summary are written in one piece and torn: the summary is whole, the header is not; a start that goes
+    // on in the same epoch has other records there, and the summary may be taken for theirs].
+    let marked = torn.is_none() && !walk.summary_behind && anchor.clean.is_some_and(|mark| mark.head == head);
     let clean = marked && walk.next_is_readable().await?;
     Ok(LogScan {
         durable: walk.durable,
@@ -435,21 +440,25 @@ impl<D: Disk> Walk<'_, D> {
         let (segment, offset) = self.next;
         if offset > 0 && offset < geometry.record_blocks() {
             behind += self.look_into(segment, offset).await?;
+            self.summary_behind |= self.summary_is_evidence(segment).await;
         }
         let rest = self.ring[walked as usize..].to_vec();
         // The segment at the break is searched whole: its first header may be the one that has rotted.
         let Some((first, rest)) = rest.split_first() else { return Ok(behind) };
         behind += self.look_into(*first, 0).await?;
+        self.summary_behind |= self.summary_is_evidence(*first).await;
         let mut without = 0;
         for some in rest.chunks(BEHIND_STEP) {
             let this = &*self;
-            let found: Vec<Result<bool, ScanError>> = stream::iter(some.iter().copied())
+            let found: Vec<Result<(bool, bool), ScanError>> = stream::iter(some.iter().copied())
                 .map(|segment| this.begins_with_evidence(segment))
                 .buffered(QUEUE_DEPTH)
                 .collect()
                 .await;
             for (segment, evidence) in some.iter().zip(found) {
-                if evidence? {
+                let (by_summary, by_header) = evidence?;
+                self.summary_behind |= by_summary;
+                if by_summary || by_header {
                     behind += self.look_into(*segment, 0).await?;
                     without = 0;
                 } else {
@@ -463,17 +472,21 @@ impl<D: Disk> Walk<'_, D> {
         Ok(behind)
     }
 
-    async fn begins_with_evidence(&self, segment: SegmentNo) -> Result<bool, ScanError> {
-        let summary = read_summary(self.disk, self.superblock, segment).await;
-        let by_summary = summary.is_ok_and(|summary| {
-            let last = &summary.records[summary.records.len() - 1];
-            last.seq >= self.chain.next_seq() && self.is_evidence(last.epoch, last.seq)
-        });
-        if by_summary {
-            return Ok(true);
+    /// Whether summary or first header of a segment are evidence.
+    async fn begins_with_evidence(&self, segment: SegmentNo) -> Result<(bool, bool), ScanError> {
+        if self.summary_is_evidence(segment).await {
+            return Ok((true, false));
         }
         let header = read_first_header(self.disk, self.superblock, segment).await?;
-        Ok(header.is_ok_and(|header| self.is_evidence(header.epoch, header.last_seq())))
+        Ok((false, header.is_ok_and(|header| self.is_evidence(header.epoch, header.last_seq()))))
+    }
+
+    async fn summary_is_evidence(&self, segment: SegmentNo) -> bool {
+        let summary = read_summary(self.disk, self.superblock, segment).await;
+        summary.is_ok_and(|summary| {
+            let last = &summary.records[summary.records.len() - 1];
+            self.is_evidence(last.epoch, last.seq)
+        })
     }
 
     /// A record behind the end counts as evidence if its epoch is the current one (or a later one, which would mean that

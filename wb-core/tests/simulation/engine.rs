@@ -341,6 +341,9 @@ fn hard_seeds_that_failed_once() {
         // What is read back after a start ended within a segment, for there were too many ranges: it was freed with entries in
         // the index, and used again.
         15_007_065,
+        // A record and the summary of its segment were written in one piece and torn: only the summary was left. The clean mark
+        // was believed, other records came there in the same epoch, and a walk that began there took the summary for theirs.
+        15_093_728,
     ];
     run_seeds(&WriteCache(PlantedBug::None), "hard seeds that failed once", story.into_iter());
 }

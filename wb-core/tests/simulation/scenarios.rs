@@ -271,6 +271,41 @@ fn a_repair_that_loses_records_does_not_refuse_the_disk() {
     assert_eq!(read, Ok((1, 2)), "what the window wrote, and what is left of the log");
 }
 
+/// [a record and the summary of its segment are written in one piece and torn, only the summary is left: a start that goes on
+/// in the same epoch has other records there, and the summary may be taken for theirs]
+#[test]
+fn a_summary_without_its_records_voids_the_clean_mark() {
+    for segment in [0, 1, 5] {
+        let bench = Bench::new(4 << 20);
+        bench
+            .life(move |engine, env| async move {
+                for record in 0..=segment {
+                    put(&engine, u64::from(record) * 20, WHOLE, 1).await;
+                    if record == 3 {
+                        engine.volume().flush().await.expect("flushes"); // there are four record buffers
+                    }
+                }
+                env.sleep(5_000_000).await;
+            })
+            .expect("starts");
+        let mut medium = bench.cache.view();
+        for behind in 0..=segment {
+            let summary = if behind == segment { 4096 } else { 0 };
+            medium.zero(bench.geometry.segment_offset(SegmentNo(behind)).0, SEGMENT_BYTES - summary);
+        }
+        // The anchors of before: what was flushed is not the matter here.
+        let fresh = Bench::new(4 << 20).cache.view();
+        let mut bytes = [0; 4096];
+        for offset in [0, 1].map(|slot| bench.geometry.anchor_offset(slot).0) {
+            fresh.read(offset, &mut bytes);
+            medium.write(offset, &bytes);
+        }
+        bench.restore(medium);
+        let found = bench.life(|engine, _| async move { (engine.status().recovery.clean, engine.status().epoch) });
+        assert_eq!(found, Ok((false, Epoch(2))), "the summary of segment {segment}");
+    }
+}
+
 fn writes(before: Counters, after: Counters) -> (u64, u64) {
     (after.writes - before.writes, after.write_bytes - before.write_bytes)
 }

@@ -226,7 +226,7 @@ fn a_wrong_segment_of_the_dirty_tail_costs_another_walk() {
         let mut anchor = meta.anchor.clone();
         let right = anchor.dirty_segment.expect("known");
         assert_ne!(right.segment, anchor.log_tail_segment);
-        anchor.dirty_segment = Some(SegmentStart { segment: SegmentNo(2), first: right.first });
+        anchor.dirty_segment = Some(SegmentStart { segment: SegmentNo(2), ..right });
         anchor.generation += 1;
         meta::write_anchor_both(&disk, &meta.superblock, &anchor).await.expect("writes");
     };
@@ -234,7 +234,7 @@ fn a_wrong_segment_of_the_dirty_tail_costs_another_walk() {
     let (disk, verify) = (bench.cache.open_read_only(&bench.sim.env()), CheckOptions { verify_data: true });
     let said = async move { check::examine(&disk, verify, &mut |_| {}).await.expect("readable").report().findings };
     let said = bench.sim.run(said).expect("looks");
-    assert!(said.len() == 1 && said[0].what.contains("segment 2 does not begin with record 6"), "{said:?}");
+    assert!(said.len() == 1 && said[0].what.contains("segment 2 does not begin with the record 6"), "{said:?}");
     let read = bench.life(|engine, _| async move {
         assert_eq!((engine.status().unread_segments, engine.status().dirty_bytes), (0, 4096));
         (get(&engine, 0).await, get(&engine, 5 * WHOLE as u64).await, get(&engine, 500).await)

@@ -70,6 +70,8 @@ impl LogHead {
             assert!(state.builder.is_none() && record.offset_blocks == 0, "the segment before was closed");
             let summary = SummaryBuilder::new(record.segment, previous_crc, epoch_start);
             state.builder = Some(SegmentBuilder { summary, summarise: true });
+            let live = state.live.iter_mut().rev().find(|live| live.segment == record.segment);
+            live.expect("a segment that is being filled is live").first_crc = Some(state.chain_crc);
         }
         let own = &block[FIXED_HEADER_BYTES..][..entries * ENTRY_BYTES];
         let summary = &mut state.builder.as_mut().expect("just ensured").summary;
