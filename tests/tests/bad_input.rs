@@ -124,6 +124,18 @@ fn l4_backing_replaced_by_another_one() {
     start_refused(&place, &[text(&place.backing), "behind the cache's back"]);
 }
 
+/// A start that is refused after the log was recovered has stopped cleanly: the next one need not recover anything.
+#[test]
+fn a_socket_that_cannot_be_made_leaves_a_clean_cache() {
+    let place = used();
+    fs::create_dir_all(place.path("control.sock")).expect("a directory in its place");
+    let ran = place.start_refused();
+    assert!(ran.code == 1 && ran.stderr.contains("control.sock"), "{}", ran.stderr);
+    let ran = run(tool("wb-dump").args(["--json", "--cache", text(&place.cache), "summary"]));
+    let summary: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!(summary["clean_shutdown"], true, "{summary}");
+}
+
 /// L5: the cache device cut off, or grown.
 #[test]
 fn cache_truncated_or_grown() {

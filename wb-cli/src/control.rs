@@ -98,7 +98,7 @@ pub struct WorkProgress {
     pub doing: String,
     /// Bytes done since the request.
     pub done_bytes: u64,
-    /// Bytes in all, as known now; it grows if clients write meanwhile.
+    /// Bytes in all, as known now; it grows if clients write meanwhile. 0: not known.
     pub total_bytes: u64,
     /// Rate of the last seconds.
     pub bytes_per_s: f64,

@@ -101,6 +101,9 @@ impl ProgressView {
 }
 
 fn progress_line(p: &WorkProgress) -> String {
+    if p.total_bytes == 0 {
+        return p.doing.clone();
+    }
     let mut line = format!(
         "{}: {} of {}, {}",
         p.doing,

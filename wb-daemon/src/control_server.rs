@@ -21,6 +21,8 @@ use wb_core::types::BLOCK_BYTES;
 
 /// Progress lines come this often.
 const PROGRESS_NS: u64 = 500_000_000;
+/// Pause between signs of life while the service ends.
+const ENDING_NS: u64 = 5_000_000_000;
 /// Connections to the control socket at the same time.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -98,7 +100,7 @@ async fn answer(daemon: &Rc<Daemon>, stream: &Stream, request: Request) -> Optio
                 return Some(failed);
             }
             daemon.end(Ending::Stop { force }, timeout_ms.map(|ms| ms.saturating_mul(1_000_000)));
-            Some(ended(daemon).await)
+            ended(daemon, stream).await
         }
         Request::Detach { wait } => {
             if let Some(refusal) = in_use(daemon, "unmount or close it first").await.or_else(|| has_clients(daemon)) {
@@ -118,9 +120,9 @@ async fn answer(daemon: &Rc<Daemon>, stream: &Stream, request: Request) -> Optio
                 return Some(refusal);
             }
             daemon.end(Ending::Detach, None);
-            Some(ended(daemon).await)
+            ended(daemon, stream).await
         }
-        Request::Upgrade { program } => Some(upgrade(daemon, program).await),
+        Request::Upgrade { program } => upgrade(daemon, stream, program).await,
     }
 }
 
@@ -179,8 +181,8 @@ async fn detach_later(daemon: &Rc<Daemon>) {
 }
 
 /// Ends the service and lets another program, of the same arguments, take its place in this process.
-async fn upgrade(daemon: &Rc<Daemon>, program: Option<PathBuf>) -> Response {
-    let refuse = |message: String, step: &str| Response::Error { message, next_step: Some(step.into()) };
+async fn upgrade(daemon: &Rc<Daemon>, stream: &Stream, program: Option<PathBuf>) -> Option<Response> {
+    let refuse = |message: String, step: &str| Some(Response::Error { message, next_step: Some(step.into()) });
     let program = match program.map_or_else(own_program, Ok) {
         Ok(program) => program,
         Err(error) => return refuse(format!("cannot find my own program: {error}"), "name one with --program PATH"),
@@ -200,7 +202,7 @@ async fn upgrade(daemon: &Rc<Daemon>, program: Option<PathBuf>) -> Response {
     }
     *daemon.successor.borrow_mut() = Some(program);
     daemon.end(Ending::Upgrade, None);
-    ended(daemon).await
+    ended(daemon, stream).await
 }
 
 /// The file that this process was started from: as it is called now, if it was replaced meanwhile.
@@ -210,14 +212,31 @@ fn own_program() -> std::io::Result<PathBuf> {
     Ok(name.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
 }
 
-async fn ended(daemon: &Rc<Daemon>) -> Response {
-    match daemon.wait_ended().await {
+/// How the service ended. A device that hangs may take long: the client hears now and then that somebody is there.
+async fn ended(daemon: &Rc<Daemon>, stream: &Stream) -> Option<Response> {
+    let outcome = loop {
+        match rt::timeout(ENDING_NS, daemon.wait_ended()).await {
+            Ok(outcome) => break outcome,
+            Err(_) => {
+                let progress = WorkProgress {
+                    doing: "stopping: what was acknowledged is being made durable".into(),
+                    done_bytes: 0,
+                    total_bytes: 0,
+                    bytes_per_s: 0.0,
+                    eta_s: None,
+                    errors: 0,
+                };
+                stream.send_bytes(&to_line(&Response::Progress(progress))).await.ok()?;
+            }
+        }
+    };
+    Some(match outcome {
         Ok(message) => Response::Done { message },
         Err(why) => Response::Error {
             message: format!("the stop was not clean: {why}"),
             next_step: Some("the next start recovers the log; see the daemon's log for the cause".into()),
         },
-    }
+    })
 }
 
 /// Writes everything back; with `wait`, answers at the end and tells progress meanwhile.

@@ -121,17 +121,12 @@ async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
     let devices = devices::open(&plan.cache).await?;
     let (engine, cache_path) = open_engine(&plan, devices).await?;
     lock_memory();
-    let daemon = Rc::new(daemon(plan.cache, engine, started_ns)?);
-    let threads = Threads::start(usize::from(daemon.config.threads))?;
-    let accepting = listen(&daemon, &threads)?;
-    let control = control_server::listen(&daemon)?;
-    let sampler = rt::spawn(sample(daemon.clone()));
-    // Last: what waits at a device that a killed daemon left is served from here on.
-    let device = match start_ublk(&daemon, &threads).await {
-        Ok(device) => device,
+    let begun = begin(plan.cache, engine.clone(), started_ns).await;
+    let Serving { daemon, threads, accepting, control, sampler, device } = match begun {
+        Ok(serving) => serving,
         Err(error) => {
-            // Nothing was served over it: a clean stop spares the next start the recovery.
-            if let Err(why) = daemon.engine.stop().await {
+            // Nothing was served: a clean stop spares the next start the recovery.
+            if let Err(why) = engine.stop().await {
                 warn!("the stop was not clean: {why}");
             }
             return Err(error);
@@ -172,6 +167,28 @@ async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
     threads.stop();
     report(&outcome);
     Ok(outcome.map_or(Exit::Failed, |_| Exit::Done))
+}
+
+/// What serves the engine.
+struct Serving {
+    daemon: Rc<Daemon>,
+    threads: Threads,
+    accepting: Vec<rt::JoinHandle<()>>,
+    control: rt::JoinHandle<()>,
+    sampler: rt::JoinHandle<()>,
+    device: Option<Ublk>,
+}
+
+/// Listens, and serves the block device.
+async fn begin(config: CacheConfig, engine: Engine<RtEnv>, started_ns: u64) -> anyhow::Result<Serving> {
+    let daemon = Rc::new(daemon(config, engine, started_ns)?);
+    let threads = Threads::start(usize::from(daemon.config.threads))?;
+    let accepting = listen(&daemon, &threads)?;
+    let control = control_server::listen(&daemon)?;
+    let sampler = rt::spawn(sample(daemon.clone()));
+    // Last: what waits at a device that a killed daemon left is served from here on.
+    let device = start_ublk(&daemon, &threads).await?;
+    Ok(Serving { daemon, threads, accepting, control, sampler, device })
 }
 
 fn report(outcome: &Result<String, String>) {
