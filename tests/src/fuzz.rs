@@ -154,9 +154,12 @@ pub fn image_check(data: &[u8]) {
         let table = format!("volume table copy {copy}");
         found.report().findings.iter().any(|finding| finding.place == table && finding.severity >= Severity::Error)
     });
+    // Both anchors and the record with which the log begins are lost: nothing says what counts, and the repair refuses.
+    let no_anchor = found.report().findings.iter().any(|finding| finding.what.starts_with("cannot be rebuilt"));
     if let Ok(report) = &repaired
         && !forged
         && !no_table
+        && !no_anchor
     {
         assert_ne!(report.verdict(), Verdict::Errors, "damage was left: {:?}", report.findings);
         assert_eq!(found.report().verdict(), Verdict::Clean, "{:?}", found.report().findings);
