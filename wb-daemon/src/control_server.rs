@@ -320,7 +320,7 @@ pub fn status(daemon: &Rc<Daemon>) -> Status {
         read_only: now.read_only,
         dirty_bytes: now.dirty_bytes,
         cached_bytes: now.cached_bytes,
-        unread_bytes: u64::from(now.unread_segments) * now.segment_bytes,
+        unread_bytes: if now.reading_back { u64::from(now.unread_segments) * now.segment_bytes } else { 0 },
         export: daemon.exports(),
         clients: daemon.server.as_ref().map_or(0, |server| server.connections() as u64),
         oldest_dirty_ms: now

@@ -125,7 +125,7 @@ async fn serve(plan: RunPlan, signals: Signals) -> anyhow::Result<Exit> {
     let Serving { daemon, threads, accepting, control, sampler, device } = match begun {
         Ok(serving) => serving,
         Err(error) => {
-            // Nothing was served: a clean stop spares the next start the recovery.
+            // Hardly anything was served: a clean stop spares the next start the recovery.
             if let Err(why) = engine.stop().await {
                 warn!("the stop was not clean: {why}");
             }

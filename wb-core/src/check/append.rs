@@ -14,15 +14,7 @@ use crate::types::*;
 
 /// What an anchor of these tools says of who served: nobody.
 pub(super) fn unserved(anchor: &Anchor, now_unix_ns: u64) -> Anchor {
-    Anchor {
-        boot_id: [0; 16],
-        ram_tail_id: [0; 16],
-        wall_unix_ns: now_unix_ns,
-        clean: None,
-        // The tails may move. Not known is always right.
-        dirty_segment: None,
-        ..anchor.clone()
-    }
+    Anchor { boot_id: [0; 16], ram_tail_id: [0; 16], wall_unix_ns: now_unix_ns, clean: None, ..anchor.clone() }
 }
 
 /// Makes the log end for good where it was found to end. Returns the anchor that says so, with the generation that the
@@ -41,6 +33,7 @@ pub(super) async fn settle<D: Disk>(
     anchor.epoch = Epoch(epoch.ok_or_else(|| CheckError::Damaged("its numbers cannot be true".into()))?);
     anchor.epoch_start = found.log.head.next();
     anchor.durable = found.log.head;
+    anchor.dirty_segment = anchor.dirty_segment.filter(|start| start.first <= found.log.head);
     anchor.generation = write_anchor_both(disk, &found.superblock, &anchor).await?.saturating_add(1);
     Ok(anchor)
 }

@@ -9,6 +9,7 @@ use super::append::{append, save, settle, unserved};
 use super::examine::{Examination, examine};
 use super::plan::plan;
 use super::report::Report;
+use super::salvage::Gap;
 use super::{CheckError, CheckOptions, Progress};
 use crate::format::{Anchor, Entry, EntryKind, RecordHeader, VolumeTable};
 use crate::io::Disk;
@@ -157,8 +158,7 @@ async fn repair_in_place<D: Disk>(
         if probes_are_void(found) {
             anchor.probes.clear();
         }
-        // A bridge may take the place of the record that the anchor names.
-        if found.misleads() || bridges(found) {
+        if found.misleads() || a_bridge_takes_the_place(found) {
             anchor.dirty_segment = None;
         }
         if found.rebuilt_anchor.is_some() {
@@ -184,6 +184,15 @@ async fn repair_in_place<D: Disk>(
 /// the gap is bridged, for a second run would not see it.
 fn probes_are_void(found: &Examination) -> bool {
     bridges(found) && found.log.gaps.iter().any(|gap| gap.last >= found.log.anchor.dirty_tail)
+}
+
+/// True if the record with which a start begins is lost, or a bridge comes to its place. Only then: a start that begins
+/// behind what is lost goes on before, during and after the repair.
+fn a_bridge_takes_the_place(found: &Examination) -> bool {
+    let Some(start) = found.log.anchor.dirty_segment else { return false };
+    let takes = |header: &RecordHeader| header.segment == start.segment && header.offset_blocks == 0;
+    let is_lost = |gap: &Gap| (gap.first..=gap.last).contains(&start.first);
+    bridges(found) && found.log.gaps.iter().any(|gap| is_lost(gap) || gap.bridges.iter().any(takes))
 }
 
 /// True if lost records are bridged.
@@ -252,6 +261,7 @@ async fn repair_by_append<D: Disk>(
     let head = append(disk, found, &anchor, &entries, backup, options.now_unix_ns).await?;
     anchor.durable = head;
     (anchor.log_tail, anchor.log_tail_segment) = tail;
+    anchor.dirty_segment = None; // it may begin anew there
     write_anchor_both(disk, &found.superblock, &anchor).await?;
     Ok(())
 }

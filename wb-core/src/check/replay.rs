@@ -115,6 +115,7 @@ pub async fn replay<C: Disk, B: Disk>(
         anchor.generation = next_anchor_generation(cache, &found.superblock).await;
         (anchor.durable, anchor.dirty_tail) = kept.unwrap_or((found.log.head, found.log.head.next()));
         anchor.clean = Some(mark).filter(|_| kept.is_none());
+        anchor.dirty_segment = None; // the tail moves, and may move back
         anchor.probes.retain(|probes| probes.volume != volume.id);
         let mut probes = probe_all(backing, volume).await.map_err(CheckError::Backing)?;
         for (crc, block) in probes.crcs.iter_mut().zip(probe_blocks(volume)) {

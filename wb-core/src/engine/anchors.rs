@@ -140,6 +140,9 @@ impl<E: Env> Inner<E> {
             anchor.probes.retain(|set| set.volume != probes.volume);
             anchor.probes.push(probes);
         }
+        let block = anchor.encode(self.superblock.uuid, self.superblock.secret);
+        let read = Anchor::decode(&block, &self.geometry, self.superblock.uuid, self.superblock.secret);
+        assert!(read.is_ok_and(|read| read == anchor), "what is written can be read: {anchor:?}");
         count(&self.counters.cache_writes, 2);
         count(&self.counters.cache_write_bytes, 2 * BLOCK_BYTES_U64);
         count(&self.counters.cache_flushes, 2);

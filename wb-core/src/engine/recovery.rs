@@ -507,15 +507,22 @@ async fn forget_summaries<D: Disk>(
         *at = geometry.next_segment(*at);
         Some(*at)
     });
-    let next_good = behind.into_iter().find(|segment| !bad.is_bad(*segment));
-    for segment in [Some(found.next.0), next_good].into_iter().flatten() {
+    // Bad segments in between are walked, too, if they lead on.
+    let behind: Vec<SegmentNo> = behind.collect();
+    let until_good = behind.iter().position(|segment| !bad.is_bad(*segment)).map_or(behind.len(), |at| at + 1);
+    for segment in std::iter::once(found.next.0).chain(behind.into_iter().take(until_good)) {
         let Ok(summary) = read_summary(cache, superblock, segment).await else { continue };
         if summary.last_seq() <= found.head {
             continue;
         }
         let offset = geometry.summary_offset(segment);
         let zeroes = vec![0; geometry.summary_blocks() as usize * BLOCK_BYTES];
-        meta::write_at(cache, offset, &zeroes).await.map_err(|error| OpenError::Summary { segment, error })?;
+        match meta::write_at(cache, offset, &zeroes).await {
+            Err(error) if bad.is_bad(segment) => {
+                tracing::warn!("{}", OpenError::Summary { segment, error });
+            }
+            result => result.map_err(|error| OpenError::Summary { segment, error })?,
+        }
     }
     Ok(())
 }

@@ -13,6 +13,10 @@ use crate::sync::{LockMode, StripeRequest};
 use std::sync::Arc;
 
 fn cache_error(error: ServiceError) -> WindowError {
+    // The stop itself makes everything durable: nothing has failed.
+    if error == ServiceError::ShuttingDown {
+        return WindowError::Stopped;
+    }
     WindowError::Cache(format!("re-logging failed: {error}"))
 }
 

@@ -23,8 +23,10 @@ pub struct Status {
     pub dirty_bytes: u64,
     /// Bytes in the cache.
     pub cached_bytes: u64,
-    /// Segments of the log that are still to be read into the index: nothing dirty is in them.
+    /// Segments of the log that were not read into the index: nothing dirty is in them.
     pub unread_segments: u32,
+    /// They are being read.
+    pub reading_back: bool,
     /// Zeroed and discarded ranges in memory.
     pub range_pieces: usize,
     /// Lifetime counters.
@@ -96,6 +98,7 @@ impl<E: Env> Engine<E> {
             dirty_bytes: inner.index.dirty_len() * BLOCK_BYTES_U64,
             cached_bytes: inner.index.len() * BLOCK_BYTES_U64,
             unread_segments: inner.head.unread_good(),
+            reading_back: inner.warm.is_active(),
             range_pieces: inner.served.range_pieces.load(Ordering::SeqCst),
             counters: inner.counters.snapshot(),
             free_segments: inner.head.free_segments(),

@@ -51,6 +51,10 @@ impl WarmState {
     pub fn new(wanted: bool, previous_crc: u32) -> WarmState {
         WarmState { active: AtomicBool::new(wanted), previous_crc: Mutex::new(previous_crc), blocks: AtomicU64::new(0) }
     }
+    /// It goes on.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::SeqCst)
+    }
 }
 
 /// The oldest part of what is unread, given up.

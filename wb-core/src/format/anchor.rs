@@ -239,7 +239,8 @@ impl Anchor {
     /// Where the log begins.
     pub fn log_start(&self) -> SegmentStart {
         let unknown = SegmentStart { segment: self.log_tail_segment, first: self.log_tail, first_crc: None };
-        self.dirty_segment.filter(|start| start.segment == self.log_tail_segment).unwrap_or(unknown)
+        let same = |start: &SegmentStart| (start.segment, start.first) == (unknown.segment, unknown.first);
+        self.dirty_segment.filter(same).unwrap_or(unknown)
     }
 
     /// The block of this anchor.
@@ -257,7 +258,7 @@ impl Anchor {
         if let Some(start) = self.dirty_segment {
             raw.dirty_segment_first = start.first.0.into();
             raw.dirty_segment = start.segment.0.into();
-            raw.dirty_segment_crc = start.first_crc.expect("the record is durable").into();
+            raw.dirty_segment_crc = start.first_crc.unwrap_or(0).into();
         }
         raw.durable = self.durable.0.into();
         if let Some(clean) = self.clean {
@@ -297,12 +298,7 @@ impl Anchor {
             return Err(bad(WHAT, format!("log tail {log}, dirty tail {dirty}, durable {durable}")));
         }
         let (first, segment) = (raw.dirty_segment_first.get(), raw.dirty_segment.get());
-        if first > 0
-            && (first < log
-                || first > dirty.min(durable)
-                || segment >= geometry.segments
-                || (segment == raw.log_tail_segment.get()) != (first == log))
-        {
+        if first > 0 && (first < log || first > dirty.min(durable) || segment >= geometry.segments) {
             return Err(bad(
                 WHAT,
                 format!("dirty tail {dirty} in segment {segment}, which begins with record {first}"),
@@ -311,7 +307,7 @@ impl Anchor {
         let dirty_segment = (first > 0).then_some(SegmentStart {
             segment: SegmentNo(segment),
             first: Seq(first),
-            first_crc: Some(raw.dirty_segment_crc.get()),
+            first_crc: Some(raw.dirty_segment_crc.get()).filter(|crc| *crc != 0),
         });
         if raw.epoch.get() == 0 || raw.epoch_start.get() == 0 {
             return Err(bad(WHAT, format!("epoch {} from record {}", raw.epoch, raw.epoch_start)));

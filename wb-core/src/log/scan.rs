@@ -285,11 +285,18 @@ impl<D: Disk> Walk<'_, D> {
             }
             (segment, block) = (geometry.next_segment(segment), 0);
         }
-        match read_range(self.disk, geometry.block_offset(segment, block), BLOCK_BYTES).await {
-            Ok(_) => Ok(true),
-            Err(error @ ScanError::Io { error: IoError::Gone, .. }) => Err(error),
-            Err(_) => Ok(false),
+        // The summary behind it, too: one that was written with such a record, and cannot be read now, may be read later.
+        let summary_bytes = geometry.summary_blocks() as usize * BLOCK_BYTES;
+        for (offset, len) in
+            [(geometry.block_offset(segment, block), BLOCK_BYTES), (geometry.summary_offset(segment), summary_bytes)]
+        {
+            match read_range(self.disk, offset, len).await {
+                Ok(_) => {}
+                Err(error @ ScanError::Io { error: IoError::Gone, .. }) => return Err(error),
+                Err(_) => return Ok(false),
+            }
         }
+        Ok(true)
     }
 
     fn torn_here(&self, at: Seq, dropped_records: u64) -> TornTail {

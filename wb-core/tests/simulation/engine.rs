@@ -481,7 +481,7 @@ fn detaching_plan(seed: u64) -> Plan {
 
 #[test]
 fn planted_skipping_of_the_epoch_is_found() {
-    assert_found(PlantedBug::SkipEpochBump, 100, detaching_plan);
+    assert_found(PlantedBug::SkipEpochBump, 2000, detaching_plan);
 }
 
 /// Few blocks, overwritten and written back again and again, and damage between the lives.

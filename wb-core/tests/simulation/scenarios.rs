@@ -306,6 +306,30 @@ fn a_summary_without_its_records_voids_the_clean_mark() {
     }
 }
 
+/// [the segment with which the log begins cannot be written: its records are moved, and the anchor's log tail stays in a bad
+/// segment with nothing in it; an anchor that then names the next segment for the dirty tail is refused by the next start]
+#[test]
+fn a_log_that_begins_in_a_bad_segment_goes_on() {
+    let bench = Bench::new(4 << 20);
+    let start = bench.geometry.segment_offset(SegmentNo(0)).0;
+    let unwritable = std::iter::once(start..start + SEGMENT_BYTES).collect();
+    bench.cache.set_plan(FaultPlan { unwritable, ..FaultPlan::default() });
+    let flushed = bench.life(|engine, _| async move {
+        put(&engine, 0, 2, 7).await;
+        engine.volume().flush().await.is_ok()
+    });
+    assert_eq!(flushed, Ok(false));
+    let moved = bench.life(|engine, _| async move {
+        put(&engine, 50, 1, 8).await;
+        engine.drain().await.expect("drains");
+        put(&engine, 60, 1, 9).await;
+        engine.stop().await.expect("stops");
+    });
+    assert_eq!(moved, Ok(()));
+    let read = |block| bench.life(move |engine, _| async move { get(&engine, block).await }).expect("starts");
+    assert_eq!([0, 50, 60].map(read), [7, 8, 9]);
+}
+
 fn writes(before: Counters, after: Counters) -> (u64, u64) {
     (after.writes - before.writes, after.write_bytes - before.write_bytes)
 }
