@@ -27,6 +27,8 @@ pub struct ToolReport {
     pub records_lost: bool,
     /// Why the tool did nothing, if it refused.
     pub refused: Option<String>,
+    /// It repaired what it could, and what is left are two histories that cannot be joined.
+    pub unjoinable: bool,
 }
 
 /// What an offline checker says of a cache.
@@ -148,6 +150,7 @@ impl<S: System> World<S> {
                 // Writes that were acknowledged and never done.
                 let mut old = vec![0; len];
                 past.read(at, &mut old);
+                self.stale |= old != device.peek(at, len);
                 device.poke(at, &old);
             }
             _ => {
@@ -243,6 +246,11 @@ impl<S: System> World<S> {
         }
         drop(model);
         self.outcome.named += report.lost.len() as u64;
+        // What an earlier repair or start put in place of something may be undone by that alone.
+        if report.unjoinable && self.plan.hardship == Hardship::Damage && !self.stale {
+            self.shared
+                .fail(format!("a repair cannot join the log, and nothing stale came back: {:?}", report.refused));
+        }
         if report.refused.is_some() {
             self.outcome.refused += 1;
             self.given_up = true;

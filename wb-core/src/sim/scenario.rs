@@ -170,6 +170,8 @@ pub(super) struct World<S> {
     pub(super) offline_rng: SimRng,
     /// What the cache device held at an earlier time.
     pub(super) past: Medium,
+    /// Blocks were put back to what they had been in an earlier life.
+    pub(super) stale: bool,
     /// The last life ended without a power cut: what it kept in memory is there.
     pub(super) powered: bool,
     /// A repair refused: nothing more is to be seen.
@@ -266,6 +268,7 @@ impl<S: System> World<S> {
             sim,
             rng,
             past: Medium::default(),
+            stale: false,
             powered: false,
             given_up: false,
             devices,

@@ -236,6 +236,14 @@ impl System for WriteCache {
                         said.borrow_mut().refused = Some(format!("{:?}", again.report().findings));
                         Ok(())
                     }
+                    Verdict::Errors
+                        if plan.hardship == Hardship::Damage
+                            && again.report().findings.iter().any(|left| left.what.contains("cannot be joined")) =>
+                    {
+                        let mut said = said.borrow_mut();
+                        (said.refused, said.unjoinable) = (Some(format!("{:?}", again.report().findings)), true);
+                        Ok(())
+                    }
                     verdict => Err(format!("after a repair the cache is {verdict:?}: {:?}", again.report().findings)),
                 }
             }
