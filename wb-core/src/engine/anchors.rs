@@ -104,7 +104,9 @@ impl<E: Env> Inner<E> {
         // Of a record that is durable, so that its place is known to hold it.
         let start = self.head.newest_from(tails.dirty_tail.min(anchor.durable));
         anchor.dirty_segment = start
-            .filter(|live| live.first_seq >= tails.log_tail && live.first_crc.is_some())
+            .filter(|live| live.first_seq >= tails.log_tail)
+            // Zero is how the format says "not known".
+            .filter(|live| live.first_crc.is_some_and(|crc| crc != 0))
             .map(|live| SegmentStart { segment: live.segment, first: live.first_seq, first_crc: live.first_crc });
         self.write_both(anchor, probes).await
     }

@@ -1,4 +1,5 @@
-//! Start: load the metadata, walk the log from the segment of the dirty tail on, build the index, judge the backing device, make what was found durable, serve.
+//! Start: load the metadata, walk the log from the segment of the dirty tail on, build the index, judge the backing
+//! device, make what was found durable, serve.
 //!
 //! Nothing is written before everything that can be checked has been. Before serving, the cache device is flushed and an
 //! anchor with D = head and, unless the stop was proven clean, a new epoch is durable in both slots: what was once read

@@ -5,7 +5,8 @@
 //! comes to light. Invariants:
 //! * **What is loaded is a suffix of the log.** Segments, records and entries are taken from the newest to the oldest, and a
 //!   segment that cannot be read, or does not lead on to the one behind it by number and chain value, ends it, and so does a
-//!   record that a repair has put in place of lost ones. So of the versions of a block the newest is there first, and an entry gives way to every later one.
+//!   record that a repair has put in place of lost ones. So of the versions of a block the newest is there first, and an
+//!   entry gives way to every later one.
 //! * Ranges are not loaded, for a reader looks into the index first and into the range map second, and would take a range for
 //!   newer than payload that came in between. They are applied to the backing device already; here they only keep older
 //!   payload from being loaded, and those in the range map are newer than everything unread.

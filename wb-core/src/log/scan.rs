@@ -1,7 +1,8 @@
 //! The walk over the log at start-up and in `wb-check`: what is in the log, what is durable, where it ends.
 //!
-//! 1. Walk the ring from the log tail, or from the segment of the dirty tail (what lies before it is only cache): a summary is taken if the chain runs through it, else the segment's headers are
-//!    read one after the other. The walk ends at the first place where the chain does not go on.
+//! 1. Walk the ring from the log tail, or from the segment of the dirty tail (what lies before it is only cache): a summary
+//!    is taken if the chain runs through it, else the segment's headers are read one after the other. The walk ends at the
+//!    first place where the chain does not go on.
 //! 2. Look behind the end: every self-valid header there that the current epoch allows says how much was durable when
 //!    it was sealed. D is the maximum over these, everything walked and the anchors.
 //! 3. If D lies beyond the end, something durable is missing: **corruption**, nothing is cut.
