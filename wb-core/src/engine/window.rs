@@ -169,6 +169,8 @@ impl<E: Env> Inner<E> {
         if let Ok(summary) = read_summary(&*self.cache, &self.superblock, live.segment).await
             && summary.first_seq() == live.first_seq
             && Some(summary.last_seq()) == live.last_seq
+            // [the segment's own summary is lost, an older one with the same numbers is left, and the first header is rotten].
+            && live.first_crc.is_none_or(|crc| crc == summary.records[0].chain_crc)
             && !self.is_outdated(&summary, live.segment).await
         {
             return Some(summary.records);
@@ -179,7 +181,7 @@ impl<E: Env> Inner<E> {
         let last = live.last_seq.map_or(last, |end| end.min(last));
         while at < self.geometry.record_blocks() && next <= last {
             let header = header_at(&bytes, &self.superblock, live.segment, at).ok()?;
-            if header.seq != next {
+            if header.seq != next || at == 0 && live.first_crc.is_some_and(|crc| crc != header.chain_crc) {
                 return None;
             }
             next = header.last_seq().next();

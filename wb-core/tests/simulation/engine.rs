@@ -352,6 +352,9 @@ fn hard_seeds_that_failed_once() {
         // A record and the summary of its segment were written in one piece and torn: only the summary was left. The clean mark
         // was believed, other records came there in the same epoch, and a walk that began there took the summary for theirs.
         15_093_728,
+        // The summary of a segment and its first header were lost, and an older summary with the same numbers was left: reclaim
+        // took its entries for those of the segment, and what was in the segment stayed in the index.
+        19_002_736,
     ];
     run_seeds(&WriteCache(PlantedBug::None), "hard seeds that failed once", story.into_iter());
 }
