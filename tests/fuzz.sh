@@ -10,7 +10,7 @@ seconds=${1:-60}
 shift || true
 [ $# -gt 0 ] || set -- superblock anchor record image_check image_dump nbd_handshake nbd_transmission
 command -v c++ >/dev/null || {
-    echo "fuzz: a C++ compiler is needed (package g++)" >&2
+    echo "fuzz: a C++ compiler is needed (package g++); 'make soak FUZZ_SECONDS=0' goes without" >&2
     exit 2
 }
 host=$(rustc -vV | sed -n 's/^host: //p')

@@ -394,7 +394,8 @@ impl Examination {
         let is_there = |start: SegmentStart| {
             self.log.segments.iter().any(|places| {
                 let first = &places.records[0];
-                (places.segment, first.seq, Some(first.chain_crc)) == (start.segment, start.first, start.first_crc)
+                (places.segment, first.seq) == (start.segment, start.first)
+                    && start.first_crc.is_none_or(|crc| crc == first.chain_crc)
             })
         };
         whole && self.log.anchor.dirty_segment.is_some_and(|start| !is_there(start))

@@ -13,7 +13,8 @@
 //! * A segment of which anything is in the index counts as read, so that reclaim removes it.
 //! * Index entries leave the index only when their segment is reclaimed, the oldest first. So nothing that is known to be
 //!   newer is forgotten before what is unread. Reclaim and this take turns.
-//! * While it goes on, reclaim takes nothing unless a writer waits; then it begins with what is unread.
+//! * While it goes on, reclaim takes nothing unless a writer waits or the reserve is touched; then it begins with what is
+//!   unread.
 
 use super::Inner;
 use super::config::Shares;
@@ -29,7 +30,6 @@ use futures_util::future::{Either, select};
 use futures_util::{StreamExt, stream};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Summaries read ahead.
@@ -41,8 +41,8 @@ const BOUNDARY_TRIES: usize = 4;
 pub(super) struct WarmState {
     /// It goes on.
     active: AtomicBool,
-    /// Chain value of the record before the oldest one that was read.
-    previous_crc: Mutex<u32>,
+    /// Chain value of the record before those that the start has read.
+    previous_crc: u32,
     /// Blocks that came into the index.
     blocks: AtomicU64,
 }
@@ -50,7 +50,7 @@ pub(super) struct WarmState {
 impl WarmState {
     /// `wanted`: there is something to be read back.
     pub fn new(wanted: bool, previous_crc: u32) -> WarmState {
-        WarmState { active: AtomicBool::new(wanted), previous_crc: Mutex::new(previous_crc), blocks: AtomicU64::new(0) }
+        WarmState { active: AtomicBool::new(wanted), previous_crc, blocks: AtomicU64::new(0) }
     }
     /// It goes on.
     pub fn is_active(&self) -> bool {
@@ -96,10 +96,10 @@ impl<E: Env> Inner<E> {
         let summary = async |segment| (segment, read_summary(&*self.cache, &self.superblock, segment).await);
         let mut summaries = pin!(stream::iter(backwards).map(summary).buffered(QUEUE_DEPTH));
         let mut hidden = RangeMap::new(self.config.range_pieces);
+        let mut previous_crc = self.warm.previous_crc;
         while let Some((segment, summary)) = summaries.next().await {
             let _turn = self.writeback.reclaiming.lock().await;
             let Some(after) = self.head.oldest().filter(|_| self.is_unread(segment)) else { return false };
-            let previous_crc = *self.warm.previous_crc.lock().expect("not poisoned");
             let past_damage = self.config.has_bug(PlantedBug::ReadBackPastDamage);
             let leads_on =
                 |last: Seq, chain_crc| past_damage || last.next() == after.first_seq && chain_crc == previous_crc;
@@ -130,7 +130,6 @@ impl<E: Env> Inner<E> {
             let bridge = found.records.iter().rposition(ScannedRecord::is_bridge).map_or(0, |at| at + 1);
             let whole = self.load_back(segment, pos, &found.records[bridge..], &mut hidden).await && bridge == 0;
             // Also if it ended early: its entries must leave the index before it is used again.
-            *self.warm.previous_crc.lock().expect("not poisoned") = found.previous_crc;
             self.head.read_back(LiveSegment {
                 segment,
                 pos,
@@ -143,6 +142,7 @@ impl<E: Env> Inner<E> {
             if !whole {
                 return false;
             }
+            previous_crc = found.previous_crc;
             self.env.yield_now().await;
         }
         true

@@ -59,7 +59,8 @@ fn l10_a_start_of_a_clean_cache_reads_a_few_blocks() {
         (started.reads - before.reads, started.read_bytes - before.read_bytes)
     });
     let (reads, bytes) = read.expect("starts");
-    // The walk reads 256 summaries ahead and looks behind the end of the log; with segments of 2 MiB that is 6 MiB at most.
+    // The walk reads 256 summaries ahead, looks behind the end of the log, and reads two or three segments whole, however
+    // large the ring is; with segments of 2 MiB that is some 12 MiB.
     assert!(reads < 400 && bytes < 2 << 20, "{reads} reads of {bytes} bytes before it is served");
 }
 
